@@ -1,0 +1,47 @@
+"""NCSN: the first noise-conditional score network.
+
+A dilated RefineNet in which every norm looks its affine map up by the index of the noise scale. The output is the score
+itself; nothing is divided by sigma. Song & Ermon, "Generative modeling by estimating gradients of the data distribution",
+NeurIPS 2019.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from sde_score.models.refinenet import ConditionalInstanceNormPlus, RefineNet, Stage
+from sde_score.models.registry import MODELS
+
+
+@MODELS.register("ncsn")
+class NCSN(RefineNet):
+    """score = network(x, label), label = index of the noise scale, 0 = largest sigma. One halving.
+
+    Args: see `RefineNet`. Published: nf 128, num_scales 10 (CIFAR-10, CelebA), nf 64 (MNIST), ELU.
+    """
+
+    stages = (Stage(1), Stage(2, pool=True), Stage(2, dilation=2), Stage(2, dilation=4))
+    refine_mults = (2, 2, 1, 1)
+
+    def __init__(
+        self,
+        channels: int = 3,
+        *,
+        nf: int = 128,
+        num_scales: int = 10,
+        activation: str = "elu",
+        centered: bool = False,
+        num_classes: int | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(
+            channels=channels,
+            nf=nf,
+            num_scales=num_scales,
+            norm=partial(ConditionalInstanceNormPlus, num_scales=num_scales),
+            conditional_norms=True,
+            activation=activation,
+            centered=centered,
+            num_classes=num_classes,
+            gradient_checkpointing=gradient_checkpointing,
+        )

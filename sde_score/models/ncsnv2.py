@@ -1,0 +1,101 @@
+"""NCSNv2: unconditional RefineNets divided by the noise level, in three depths.
+
+score(x, sigma) = network(x) / sigma: the norms do not know sigma (technique 3 of the paper), so the number of noise scales
+costs no parameters. Song & Ermon, "Improved techniques for training score-based generative models", NeurIPS 2020, app. B.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sde_score.models.refinenet import InstanceNormPlus, RefineNet, Stage
+from sde_score.models.registry import MODELS
+
+
+def descending_sigmas(sigma_max: float, sigma_min: float, num_scales: int, spacing: str = "geometric") -> Tensor:
+    """Noise scales sigma_max = sigma_0 > ... > sigma_{L-1} = sigma_min, computed in float64; shape (num_scales,)."""
+    if not 0 < sigma_min <= sigma_max:
+        raise ValueError(f"need 0 < sigma_min <= sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}.")
+    if spacing == "geometric":
+        return torch.linspace(math.log(sigma_max), math.log(sigma_min), num_scales, dtype=torch.float64).exp()
+    if spacing == "uniform":
+        return torch.linspace(sigma_max, sigma_min, num_scales, dtype=torch.float64)
+    raise ValueError(f"unknown spacing {spacing!r}; known: geometric, uniform.")
+
+
+class _NCSNv2(RefineNet):
+    def __init__(
+        self,
+        channels: int = 3,
+        *,
+        nf: int = 128,
+        num_scales: int = 232,
+        sigma_max: float = 50.0,
+        sigma_min: float = 0.01,
+        spacing: str = "geometric",
+        activation: str = "elu",
+        centered: bool = False,
+        num_classes: int | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(
+            channels=channels,
+            nf=nf,
+            num_scales=num_scales,
+            norm=InstanceNormPlus,
+            conditional_norms=False,
+            activation=activation,
+            centered=centered,
+            num_classes=num_classes,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        sigmas = descending_sigmas(sigma_max, sigma_min, num_scales, spacing)
+        # float32 as in the published code: a float64 table would promote the output.
+        self.register_buffer("sigmas", sigmas.float())
+
+    def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
+        h = super().forward(x, label, y)
+        return h / self.sigmas[label].to(h.dtype)[:, None, None, None]
+
+
+@MODELS.register("ncsnv2_64")
+class NCSNv2_64(_NCSNv2):
+    """NCSNv2 for images of about 32 to 64 pixels: score = network(x) / sigma[label]. One halving.
+
+    Args: see `RefineNet`; sigma_max, sigma_min, spacing ("geometric" or "uniform"): the table of noise scales, descending.
+    """
+
+    stages = (Stage(1), Stage(2, pool=True), Stage(2, dilation=2), Stage(2, dilation=4))
+    refine_mults = (2, 2, 1, 1)
+
+
+@MODELS.register("ncsnv2_128")
+class NCSNv2_128(_NCSNv2):
+    """NCSNv2 for images of about 96 to 128 pixels: score = network(x) / sigma[label]. Two halvings.
+
+    Args: as for `NCSNv2_64`.
+    """
+
+    stages = (Stage(1), Stage(2, pool=True), Stage(2, pool=True), Stage(4, dilation=2), Stage(4, dilation=4))
+    refine_mults = (4, 2, 2, 1, 1)
+
+
+@MODELS.register("ncsnv2_256")
+class NCSNv2_256(_NCSNv2):
+    """NCSNv2 for images of about 256 pixels: score = network(x) / sigma[label]. Three halvings.
+
+    Args: as for `NCSNv2_64`.
+    """
+
+    stages = (
+        Stage(1),
+        Stage(2, pool=True),
+        Stage(2, pool=True),
+        Stage(2, pool=True),
+        Stage(4, dilation=2),
+        Stage(4, dilation=4),
+    )
+    refine_mults = (4, 2, 2, 2, 1, 1)
