@@ -1,0 +1,173 @@
+"""Parameterisations: what the network predicts, what label it is given, and how the noise ε̂ of `x_t = m x_0 + std ε` follows.
+
+Every parameterisation returns ε̂, since `score = −ε̂/std` divides no nearly equal numbers, whatever the network predicts. With
+`σ = std/m` the noise level in units of the data, `σ_d` the data's standard deviation and `r = √(m² σ_d² + std²)` that of `x_t`:
+
+    eps     ε̂ = F(x/r)
+    x0      ε̂ = (x − m F(x/r))/std
+    v       ε̂ = σ_v x/r' + α_v F(x/r),        α_v = m/r', σ_v = std/r', r' = √(m² + std²)
+    score   ε̂ = −std F(x)
+    edm     ε̂ = (σ y − σ_d √(σ² + σ_d²) F(y/√(σ² + σ_d²)))/(σ² + σ_d²),   y = x/m
+
+Sources: eps Ho et al. 2020; v Salimans & Ho 2022; edm Karras et al. 2022, table 1, solved for ε.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sde_score.registry import Registry, suggest
+from sde_score.sdes.base import SDE
+from sde_score.tensors import expand_like
+
+PARAMETERIZATIONS = Registry("parameterization", group="sde_score.parameterizations")
+
+LABELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
+    "log_sigma": lambda sde, t: -0.5 * sde.log_snr(t),  # ln(std/m): our own default, the same scale for every linear SDE
+    "sigma": lambda sde, t: torch.exp(-0.5 * sde.log_snr(t)),  # published continuous VE
+    "999t": lambda sde, t: 999 * t,  # published continuous VP and sub-VP
+    "t": lambda sde, t: t / sde.T,
+}
+"""What a network is told about the time, by name."""
+
+Network = Callable[..., Tensor]
+
+
+class Parameterization(ABC):
+    """How a network's output becomes the noise ε̂ in `x_t`. `label` names the network's time label (see `LABELS`)."""
+
+    def __init__(self, sde: SDE, label: str = "log_sigma", sigma_data: float = 0.5) -> None:
+        if label not in LABELS:
+            raise ValueError(f"Unknown time label {label!r}.{suggest(label, LABELS)}")
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data is the standard deviation of the scaled data and must be positive; got {sigma_data}.")
+        self.sde, self.label_name, self.sigma_data = sde, label, float(sigma_data)
+
+    def label(self, t: Tensor) -> Tensor:
+        """The label that the network receives for times `(B,)`."""
+        return LABELS[self.label_name](self.sde, t)
+
+    def coeffs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`m` and `std`, broadcastable to `x`."""
+        mean_coeff, std = self.sde.marginal_coeffs(t)
+        return expand_like(mean_coeff, x), expand_like(std, x)
+
+    def std(self, x: Tensor, t: Tensor) -> Tensor:
+        """The std that turns ε̂ into a score, broadcastable to `x`."""
+        return self.coeffs(x, t)[1]
+
+    @abstractmethod
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+        """ε̂(x, t), of the shape of `x`."""
+
+    def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond) -> Tensor:
+        """ε̂ at a state of a discrete chain, for parameterisations that know one."""
+        raise ValueError(
+            f"The parameterisation of this model, {type(self).__name__}, is continuous in time; "
+            "train it with 'dsm', or choose the parameterisation 'smld' or 'ddpm' for discrete training."
+        )
+
+
+@PARAMETERIZATIONS.register("eps")
+class EpsParameterization(Parameterization):
+    """The network predicts the noise. With `scale_input=False` it sees x itself, as in the published VP models."""
+
+    def __init__(self, sde: SDE, label: str = "log_sigma", sigma_data: float = 0.5, scale_input: bool = True) -> None:
+        super().__init__(sde, label, sigma_data)
+        self.scale_input = scale_input
+
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+        if not self.scale_input:
+            return network(x, self.label(t), **cond)
+        m, std = self.coeffs(x, t)
+        return network(x / torch.sqrt((m * self.sigma_data) ** 2 + std**2), self.label(t), **cond)
+
+
+@PARAMETERIZATIONS.register("x0")
+class X0Parameterization(Parameterization):
+    """The network predicts the data. Near t_min the noise is a small difference; prefer 'v' or 'edm' where scores matter there."""
+
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+        m, std = self.coeffs(x, t)
+        return (x - m * network(x / torch.sqrt((m * self.sigma_data) ** 2 + std**2), self.label(t), **cond)) / std
+
+
+@PARAMETERIZATIONS.register("v")
+class VParameterization(Parameterization):
+    """The network predicts `v = α_v ε − σ_v x_0`, after scaling the path to a variance-preserving one."""
+
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+        m, std = self.coeffs(x, t)
+        radius = torch.sqrt(m**2 + std**2)
+        v = network(x / torch.sqrt((m * self.sigma_data) ** 2 + std**2), self.label(t), **cond)
+        return (std * (x / radius) + m * v) / radius
+
+
+@PARAMETERIZATIONS.register("score")
+class ScoreParameterization(Parameterization):
+    """The network's output is the score itself, and it sees x itself: the published VE models (which divide by σ inside)."""
+
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+        return -self.std(x, t) * network(x, self.label(t), **cond)
+
+
+@PARAMETERIZATIONS.register("edm")
+class EDMParameterization(Parameterization):
+    """EDM preconditioning: input, output and target of unit variance at every noise level, for any linear SDE."""
+
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+        m, std = self.coeffs(x, t)
+        y, sigma = x / m, std / m
+        total = torch.sqrt(sigma**2 + self.sigma_data**2)
+        out = network(y / total, self.label(t), **cond)
+        return (sigma / total) * (y / total) - (self.sigma_data / total) * out
+
+
+@PARAMETERIZATIONS.register("smld")
+class SMLDParameterization(Parameterization):
+    """Published discrete VE models: the network gives the score and is told the number of a noise level, 0 the largest.
+
+    `label = round((T − t)(n − 1)/T)`, as an integer.
+    """
+
+    def __init__(self, sde: SDE, n: int = 1000) -> None:
+        super().__init__(sde)
+        self.n, self.chain = int(n), sde.chain(n)
+
+    def label(self, t: Tensor) -> Tensor:
+        return torch.round((self.sde.T - t) * (self.n - 1) / self.sde.T).long()
+
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+        return -self.std(x, t) * network(x, self.label(t), **cond)
+
+    def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond) -> Tensor:
+        return -expand_like(self.chain.marginal(index)[1], x) * network(x, self.n - 1 - index, **cond)
+
+
+@PARAMETERIZATIONS.register("ddpm")
+class DDPMParameterization(Parameterization):
+    """Published discrete VP models: the network predicts the noise at `label = t (n − 1)`, std from the chain's cumulative product.
+
+    With `round_label` the label is a whole number, as in training; the published sampler leaves it fractional.
+    """
+
+    def __init__(self, sde: SDE, n: int = 1000, round_label: bool = False) -> None:
+        super().__init__(sde)
+        self.n, self.chain, self.round_label = int(n), sde.chain(n), round_label
+
+    def label(self, t: Tensor) -> Tensor:
+        label = t * (self.n - 1) / self.sde.T
+        return torch.round(label) if self.round_label else label
+
+    def std(self, x: Tensor, t: Tensor) -> Tensor:
+        return expand_like(self.chain.marginal(self.label(t).long())[1].to(x.dtype), x)
+
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+        return network(x, self.label(t), **cond)
+
+    def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond) -> Tensor:
+        return network(x, index, **cond)

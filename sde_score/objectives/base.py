@@ -1,0 +1,31 @@
+"""The interface of training objectives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from sde_score.protocols import NoiseFn
+from sde_score.registry import Registry
+from sde_score.sdes.base import SDE
+from sde_score.tensors import mean_except_batch, sum_except_batch
+
+OBJECTIVES = Registry("objective", group="sde_score.objectives")
+
+REDUCTIONS = {
+    "mean": mean_except_batch,
+    "sum": sum_except_batch,
+    "half_sum": lambda x: 0.5 * sum_except_batch(x),  # the published default
+}
+
+
+class Objective(ABC):
+    """A training objective: `objective(model, x0, noise=noise, **cond)` gives one loss per sample, `(B,)`."""
+
+    def __init__(self, sde: SDE) -> None:
+        self.sde = sde
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, x0: Tensor, *, noise: NoiseFn, **cond) -> Tensor:
+        """Loss per sample; `x0` is scaled data of shape `(B, *)`."""

@@ -1,0 +1,102 @@
+"""Training times: maps from uniform numbers `u` in [0, 1) to times, with the factor that an importance sampler owes.
+
+Each is called as `times(u) -> (t, factor)`: `factor` is the uniform density over the sampler's own, so that the expected weighted loss is
+that of uniform times. Where the density of times is itself part of the objective (log-normal, mixed), `factor` is 1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from sde_score.registry import Registry
+from sde_score.sdes.base import SDE
+
+TIME_SAMPLERS = Registry("time sampler", group="sde_score.time_samplers")
+
+
+class TimeSampler(ABC):
+    """Times in `[t_min, T]`; `t_min` is the SDE's own unless given."""
+
+    def __init__(self, sde: SDE, t_min: float | None = None) -> None:
+        self.sde = sde
+        self.t_min = sde.t_min if t_min is None else float(t_min)
+
+    @abstractmethod
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Times and factors for uniform numbers, all of shape `(B,)`."""
+
+    def _uniform(self, u: Tensor) -> Tensor:
+        return u * (self.sde.T - self.t_min) + self.t_min
+
+    def _log_snr_ends(self) -> Tensor:
+        return self.sde.log_snr(torch.tensor([self.sde.T, self.t_min], dtype=torch.float64))
+
+    def _uniform_in_log_snr(self, u: Tensor) -> Tensor:
+        low, high = self._log_snr_ends().tolist()
+        return self.sde.time_of_log_snr(low + (high - low) * u).clamp(self.t_min, self.sde.T)
+
+
+@TIME_SAMPLERS.register("uniform")
+class UniformTimes(TimeSampler):
+    """Uniform on [t_min, T], independent for each sample: the published rule."""
+
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        return self._uniform(u), torch.ones_like(u)
+
+
+@TIME_SAMPLERS.register("stratified")
+class StratifiedTimes(TimeSampler):
+    """Uniform on [t_min, T] with one sample in each of B equal strata: less variance of the loss (cf. Kingma et al. 2021, appendix I.1).
+
+    The strata are those of the batch the objective is called with (a micro-batch under gradient accumulation).
+    """
+
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        strata = (torch.arange(len(u), device=u.device, dtype=u.dtype) + u) / len(u)
+        return self._uniform(strata), torch.ones_like(u)
+
+
+@TIME_SAMPLERS.register("importance")
+class ImportanceTimes(TimeSampler):
+    """Density ∝ g²/std², which makes the likelihood-weighted loss flat in t (Song et al. 2021, "Maximum Likelihood Training", eq. 11).
+
+    Since `d(log SNR)/dt = −g²/std²` for every linear SDE, this is the uniform law in log-SNR.
+    """
+
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self._log_snr_ends().tolist()
+        t = self._uniform_in_log_snr(u)
+        rate = (self.sde.diffusion_coeff(t) / self.sde.marginal_coeffs(t)[1]) ** 2
+        return t, (high - low) / (rate * (self.sde.T - self.t_min))
+
+
+@TIME_SAMPLERS.register("mixed")
+class MixedTimes(TimeSampler):
+    """A `share` of the times uniform in log-SNR, the rest uniform in t: puts weight on the low noise that decides likelihoods."""
+
+    def __init__(self, sde: SDE, share: float = 0.5, t_min: float | None = None) -> None:
+        super().__init__(sde, t_min)
+        if not 0 < share < 1:
+            raise ValueError(f"mixed: share must lie between 0 (uniform in t) and 1 (uniform in log-SNR); got {share}.")
+        self.share = float(share)
+
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        in_log_snr = u < self.share
+        v = torch.where(in_log_snr, u / self.share, (u - self.share) / (1 - self.share))
+        return torch.where(in_log_snr, self._uniform_in_log_snr(v), self._uniform(v)), torch.ones_like(u)
+
+
+@TIME_SAMPLERS.register("log_normal")
+class LogNormalTimes(TimeSampler):
+    """`ln σ ~ N(mean, std²)` for `σ = std(t)/m(t)`, clipped to [t_min, T] (Karras et al. 2022, table 1). The density is part of the objective."""
+
+    def __init__(self, sde: SDE, mean: float = -1.2, std: float = 1.2, t_min: float | None = None) -> None:
+        super().__init__(sde, t_min)
+        self.mean, self.std = float(mean), float(std)
+
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        log_sigma = self.mean + self.std * torch.special.ndtri(u.clamp(1e-7, 1 - 1e-7))
+        return self.sde.time_of_log_snr(-2 * log_sigma).clamp(self.t_min, self.sde.T), torch.ones_like(u)

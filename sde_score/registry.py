@@ -1,0 +1,149 @@
+"""Named components, chosen by a component spec such as `"langevin(snr=0.16)"`.
+
+A registry maps names to classes (or factory functions). A third party adds its own in two ways: an installed package's entry
+points (loaded only when their name is asked for), or a module named in `config.plugins` that registers on import.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from typing import Any
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The tail of an error message about an unknown `word`: the nearest known word, then all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Known: {', '.join(known) or 'none'}."
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split a component spec into its name and its keyword arguments.
+
+    `"ode"` gives `("ode", {})`; `"langevin(snr=0.16)"` gives `("langevin", {"snr": 0.16})`. Values are Python literals; nothing is ever
+    evaluated. Raises `ValueError` for anything else.
+    """
+    if not isinstance(spec, str):
+        raise TypeError(f"A component spec is a string such as \"langevin(snr=0.16)\", not {type(spec).__name__}: {spec!r}.")
+    text = spec.strip()
+    name, bracket, rest = text.partition("(")
+    name = name.strip()
+    if not name.replace(".", "_").replace("-", "_").isidentifier():
+        raise ValueError(f"{spec!r} is not a component spec. Write a name, or a name with keyword arguments: \"langevin(snr=0.16)\".")
+    if not bracket:
+        return name, {}
+    try:
+        call = ast.parse(f"_({rest}", mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"Cannot read the component spec {spec!r}: {error.msg}. Example: \"langevin(snr=0.16)\".") from None
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+        raise ValueError(f"Cannot read the component spec {spec!r}. Write \"{name}(argument=value)\".")
+    if call.args or any(k.arg is None for k in call.keywords):
+        raise ValueError(f"The component spec {spec!r} has an argument without a name. Write \"{name}(argument=value)\".")
+    arguments: dict[str, Any] = {}
+    for keyword in call.keywords:
+        try:
+            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError):
+            value = ast.unparse(keyword.value)
+            hint = f" Did you mean {value!r} in quotes?" if isinstance(keyword.value, ast.Name) else ""
+            raise ValueError(f"In {spec!r}, the value of {keyword.arg!r} is not a literal: {value}.{hint} Specs are read, never run.") from None
+    return name, arguments
+
+
+def first_line(component: Any) -> str:
+    """The first line of a component's own docstring."""
+    doc = component.__doc__ or ""
+    return doc.strip().splitlines()[0] if doc.strip() else ""
+
+
+class Registry:
+    """The components of one `kind` (a word for messages), optionally open to the entry points of one `group`."""
+
+    def __init__(self, kind: str, *, group: str | None = None) -> None:
+        self.kind = kind
+        self.group = group
+        self._components: dict[str, Callable[..., Any]] = {}
+
+    def register(self, name: str | None = None) -> Callable[[Any], Any]:
+        """Decorator that registers a class or a factory function, under `name` or its own name.
+
+        Raises `ValueError` when the name is taken by another component: nothing is ever replaced in silence.
+        """
+
+        def add(component: Any) -> Any:
+            key = name or component.__name__
+            known = self._components.get(key)
+            if known is not None and (known.__module__, known.__qualname__) != (component.__module__, component.__qualname__):
+                raise ValueError(f"The {self.kind} name {key!r} is taken by {known.__module__}.{known.__qualname__}; choose another name.")
+            self._components[key] = component
+            return component
+
+        return add
+
+    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
+        return {e.name: e for e in metadata.entry_points(group=self.group)} if self.group else {}
+
+    def names(self) -> list[str]:
+        """All known names, those of entry points included (which are not imported for it)."""
+        return sorted(set(self._components) | set(self._entry_points()))
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """The component called `name`. Raises `ValueError` with the nearest known name."""
+        if name in self._components:
+            return self._components[name]
+        entry = self._entry_points().get(name)
+        if entry is None:
+            raise ValueError(f"Unknown {self.kind} {name!r}.{suggest(name, self.names())}")
+        self._components[name] = entry.load()
+        return self._components[name]
+
+    def build(self, spec: Any, *args: Any, **context: Any) -> Any:
+        """Make the component that `spec` describes: `component(*args, **arguments)`.
+
+        `context` offers values for constructor parameters that the spec leaves open; what the constructor does not name is not
+        passed. An object that is not a string is taken as built already and returned. Raises `ValueError` for unknown names and
+        arguments, with the known ones.
+        """
+        if not isinstance(spec, str):
+            return spec
+        name, arguments = parse_spec(spec)
+        component = self.get(name)
+        parameters = inspect.signature(component).parameters
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        settable = [n for n, p in list(parameters.items())[len(args):] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        for argument in arguments:
+            if argument not in settable and not open_ended:
+                raise ValueError(f"The {self.kind} {name!r} has no argument {argument!r}.{suggest(argument, settable)}")
+        filled = {k: v for k, v in context.items() if k in settable and k not in arguments}
+        missing = [n for n in settable if parameters[n].default is inspect.Parameter.empty and n not in arguments and n not in filled]
+        if missing:
+            example = ", ".join(f"{n}=..." for n in missing)
+            raise ValueError(f"The {self.kind} {name!r} needs {', '.join(map(repr, missing))}: write \"{name}({example})\".")
+        try:
+            return component(*args, **arguments, **filled)
+        except TypeError as error:
+            raise TypeError(f"{self.kind} {spec!r}: {error}. Signature: {name}{self.signature(name)}") from error
+
+    def signature(self, name: str) -> str:
+        """The settings of a component as a user may write them: constructor parameters without `sde` and the like."""
+        parameters = inspect.signature(self.get(name)).parameters.values()
+        shown = [p.replace(annotation=inspect.Parameter.empty) for p in parameters if p.name not in ("self", "sde")]
+        return "(" + ", ".join(str(p) for p in shown if p.kind is not p.VAR_POSITIONAL) + ")"
+
+    def describe(self) -> list[dict[str, str]]:
+        """One row per component: name, signature, first line of its documentation, and the module it comes from."""
+        rows = []
+        for name in self.names():
+            try:
+                component = self.get(name)
+            except Exception as error:  # a broken third-party plug-in must not hide the others
+                rows.append({"name": name, "signature": "", "doc": f"cannot be loaded: {error}", "origin": str(self.group)})
+                continue
+            rows.append({"name": name, "signature": self.signature(name), "doc": first_line(component), "origin": component.__module__})
+        return rows

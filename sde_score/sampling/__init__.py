@@ -1,0 +1,26 @@
+"""Samplers and their parts."""
+
+from sde_score.sampling.base import (
+    CORRECTORS,
+    PREDICTORS,
+    SAMPLERS,
+    Corrector,
+    Predictor,
+    Progress,
+    ProgressBar,
+    Sampler,
+    SampleResult,
+    Trajectory,
+    callbacks,
+)
+from sde_score.sampling.correctors import AnnealedLangevin, Langevin, NoneCorrector
+from sde_score.sampling.predictors import AncestralSampling, EulerMaruyama, NonePredictor, ReverseDiffusion
+from sde_score.sampling.samplers import ODESampler, PCSampler, make_sampler
+from sde_score.sampling.times import TIMES, make_times
+from sde_score.sampling.torchsde_sampler import SDESampler
+
+__all__ = [
+    "PREDICTORS", "CORRECTORS", "SAMPLERS", "TIMES", "Predictor", "Corrector", "Sampler", "SampleResult", "Progress", "ProgressBar",
+    "Trajectory", "callbacks", "EulerMaruyama", "ReverseDiffusion", "AncestralSampling", "NonePredictor", "Langevin",
+    "AnnealedLangevin", "NoneCorrector", "PCSampler", "ODESampler", "SDESampler", "make_sampler", "make_times",
+]

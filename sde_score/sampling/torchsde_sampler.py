@@ -1,0 +1,160 @@
+"""The reverse SDE through torchsde, driven by Brownian paths that belong to the samples and not to the steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sde_score.protocols import Constraint, NoiseFn, ScoreFn
+from sde_score.sampling.base import SAMPLERS, Callback, CountedScore, Progress, Sampler, SampleResult, check_start
+from sde_score.sdes.base import SDE
+from sde_score.tensors import draw_uniform, mix_seed
+
+
+def brownian_paths(seeds: list[int], like: Tensor, start: float, end: float):
+    """One Brownian path for each row of `like`, each a `torchsde.BrownianInterval` with its own seed, as one torchsde Brownian motion."""
+    import torchsde
+
+    class Paths(torchsde.BaseBrownian):
+        dtype, device, shape = like.dtype, like.device, like.shape
+        levy_area_approximation = "space-time"  # srk needs it
+
+        def __init__(self) -> None:
+            super().__init__()
+            settings = {"size": (1, like.shape[1]), "dtype": like.dtype, "device": like.device}
+            self.paths = [
+                torchsde.BrownianInterval(
+                    start, end, entropy=seed % 2**31, levy_area_approximation=self.levy_area_approximation, **settings
+                )
+                for seed in seeds
+            ]
+
+        def __call__(self, ta, tb=None, return_U: bool = False, return_A: bool = False):
+            pieces = [path(ta, tb, return_U=return_U, return_A=return_A) for path in self.paths]
+            if not (return_U or return_A):
+                return torch.cat(pieces)
+            return tuple(torch.cat(column) if column[0] is not None else None for column in zip(*pieces))
+
+        def __repr__(self) -> str:
+            return f"{len(self.paths)} Brownian paths on [{start:g}, {end:g}]"
+
+    return Paths()
+
+
+class _ReverseInTime:
+    """The reverse process with increasing time `s = T − t`, on flat states, as torchsde wants it."""
+
+    noise_type = "diagonal"
+
+    def __init__(self, sde: SDE, score: ScoreFn, eta: float, shape: torch.Size, sde_type: str) -> None:
+        self.sde, self.reverse, self.shape, self.sde_type = sde, sde.reverse(score, eta=eta), shape, sde_type
+
+    def _state(self, s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        x = y.reshape(len(y), *self.shape[1:])
+        return x, (self.sde.T - s).clamp(min=0).to(x).expand(len(x))
+
+    def f(self, s: Tensor, y: Tensor) -> Tensor:
+        return -self.reverse.drift(*self._state(s, y)).reshape(y.shape)
+
+    def g(self, s: Tensor, y: Tensor) -> Tensor:
+        x, t = self._state(s, y)
+        return self.reverse.diffusion(x, t).expand_as(x).reshape(y.shape)
+
+
+@SAMPLERS.register("sde")
+class SDESampler(Sampler):
+    """The reverse SDE through torchsde, driven by Brownian paths that are fixed by the seed and do not change with the step.
+
+    Halving `dt` refines the same path, so results converge sample by sample. Every sample has a Brownian interval of its own, seeded
+    from its own noise.
+
+    Args:
+        solver: torchsde's method: Itô `"euler"`, `"milstein"`, `"srk"`; Stratonovich `"heun"`, `"midpoint"`, `"euler_heun"` (the same process,
+            since the diffusion does not depend on x).
+        steps: number of steps of a fixed-step run, and the first step of an adaptive one.
+        adaptive: control the step by `rtol` and `atol`. Samples are then solved one at a time, so that none depends on its neighbours.
+        eta: as in `SDE.reverse`.
+    """
+
+    STRATONOVICH = ("heun", "midpoint", "euler_heun", "log_ode")
+
+    def __init__(
+        self,
+        sde: SDE,
+        solver: str = "srk",
+        *,
+        steps: int = 200,
+        adaptive: bool = False,
+        rtol: float = 1e-3,
+        atol: float = 1e-3,
+        eta: float = 1.0,
+        t_min: float | None = None,
+        denoise: str = "tweedie",
+    ) -> None:
+        super().__init__(sde, t_min=t_min, denoise=denoise)
+        if self.denoise == "mean":
+            raise ValueError("torchsde returns no mean before noise; for the sampler 'sde' choose denoise 'tweedie' or 'none'.")
+        known = ("euler", "milstein", "srk", *self.STRATONOVICH[:3])
+        if solver not in known:
+            raise ValueError(f"torchsde has no method {solver!r} for diagonal noise here. Known: {', '.join(known)}.")
+        if steps < 1:
+            raise ValueError(f"A sampler needs at least one step; got steps={steps}.")
+        self.method, self.steps, self.adaptive, self.rtol, self.atol, self.eta = solver, int(steps), adaptive, rtol, atol, eta
+
+    def __call__(
+        self,
+        score_fn: ScoreFn,
+        x_T: Tensor,
+        *,
+        noise: NoiseFn = torch.randn_like,
+        constraint: Constraint | None = None,
+        callback: Callback | None = None,
+    ) -> SampleResult:
+        check_start(x_T)
+        if constraint is not None:
+            raise ValueError("The sampler 'sde' cannot apply a constraint between its stages; use method 'pc'.")
+        words = (draw_uniform(noise, x_T.new_empty(len(x_T), 3, dtype=torch.float32)) * 2**24).long().tolist()
+        seeds = [mix_seed(*row) for row in words]
+        score = CountedScore(score_fn)
+        groups = [[i] for i in range(len(x_T))] if self.adaptive else [list(range(len(x_T)))]
+        parts = []
+        for done, group in enumerate(groups):
+            parts.append(self._solve(score, x_T[group], [seeds[i] for i in group], group))
+            if callback is not None:
+                callback(Progress(done + 1, len(groups), self.t_min, parts[-1], parts[-1], score.calls))
+        x = torch.cat(parts)
+        nfe = score.calls if not self.adaptive else round(score.calls / len(groups))
+        x = self.finish(score_fn, x, x, noise)
+        self.check_finite(x, self.steps, self.t_min)
+        return SampleResult(x, nfe + (self.denoise != "none"), {"score_calls": score.calls})
+
+    def _solve(self, score: ScoreFn, x: Tensor, seeds: list[int], members: list[int]) -> Tensor:
+        import torchsde
+
+        flat = x.reshape(len(x), -1)
+        start, end = 0.0, self.sde.T - self.t_min
+        # float64 times: torchsde compares its bounds exactly, and float32 ones miss each other
+        ts = torch.tensor([start, end], dtype=torch.float64, device=x.device)
+        path = brownian_paths(seeds, flat, start, end)
+        sde_type = "stratonovich" if self.method in self.STRATONOVICH else "ito"
+        system = _ReverseInTime(self.sde, score if not self.adaptive else _one_of(score, members), self.eta, x.shape, sde_type)
+        with torch.no_grad():
+            ys = torchsde.sdeint(
+                system, flat, ts, bm=path, method=self.method, dt=end / self.steps, adaptive=self.adaptive,
+                rtol=self.rtol, atol=self.atol, dt_min=end * 1e-6,
+            )
+        return ys[-1].reshape(x.shape)
+
+
+def _one_of(score: ScoreFn, members: list[int]) -> ScoreFn:
+    """A score for some members of the batch. A score bound to per-sample conditions may offer `select(indices)`."""
+    select = getattr(getattr(score, "score_fn", score), "select", None)
+    if select is None:
+        return score
+    chosen = select(members)
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        score.calls += 1
+        return chosen(x, t)
+
+    return call

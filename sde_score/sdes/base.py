@@ -1,0 +1,165 @@
+"""The abstract SDE and its time reversal."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from sde_score.protocols import NoiseFn, ScoreFn
+from sde_score.registry import Registry
+from sde_score.tensors import expand_like
+
+SDES = Registry("SDE", group="sde_score.sdes")
+
+
+class SDE(ABC):
+    """An Itô SDE `dx = f(x, t) dt + G(x, t) dw` on `[0, T]`, data at `t = 0` and noise at `t = T`.
+
+    Everywhere `x` has shape `(B, *)` with any number of axes and `t` shape `(B,)`. A subclass gives `drift`, `diffusion` and the
+    prior; samplers, the probability-flow ODE and likelihoods follow. Where drift and marginals are affine in `x`, derive from
+    `LinearSDE` instead, which asks for two functions of time only.
+
+    Args:
+        T: end time, where the prior stands for the law of `x`.
+        t_min: the smallest time used in training, sampling and likelihoods; scores are badly scaled or infinite below it.
+    """
+
+    def __init__(self, *, T: float = 1.0, t_min: float = 1e-5) -> None:
+        if not 0 <= t_min < T:
+            raise ValueError(f"{type(self).__name__}: t_min must lie in [0, T); got t_min={t_min}, T={T}.")
+        self.T = float(T)
+        self.t_min = float(t_min)
+
+    @abstractmethod
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """f(x, t), of the shape of `x`."""
+
+    @abstractmethod
+    def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
+        """G(x, t) when it is a scalar or a diagonal: a tensor that broadcasts against `x`.
+
+        For matrix noise override `apply_diffusion` and `apply_diffusion_sq`; the library calls nothing else.
+        """
+
+    @abstractmethod
+    def prior_sampling(
+        self,
+        shape: tuple[int, ...],
+        *,
+        noise: NoiseFn = torch.randn_like,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Draw `x_T` of the given `(B, *)` shape from the prior."""
+
+    @abstractmethod
+    def prior_logp(self, x: Tensor) -> Tensor:
+        """Log density of the prior at `x`, in nats, summed over all but the first axis: `(B,)`."""
+
+    def apply_diffusion(self, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """G(x, t) v."""
+        return self.diffusion(x, t) * v
+
+    def apply_diffusion_sq(self, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """G(x, t) G(x, t)ᵀ v."""
+        return self.diffusion(x, t) ** 2 * v
+
+    def diffusion_sq_divergence(self, x: Tensor, t: Tensor) -> Tensor | float:
+        """∇·(G Gᵀ): zero unless G depends on `x`; such an SDE overrides it (it enters the reverse drift, Anderson 1982)."""
+        return 0.0
+
+    def marginal_prob(self, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of `x_t` given `x_0`, when that law is known and Gaussian."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not know the law of x_t given x_0, which denoising score matching and Tweedie's formula need. "
+            "If its drift is linear in x, derive it from LinearSDE; otherwise train with a sliced or implicit objective "
+            "and sample with denoise='mean'."
+        )
+
+    def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Law of `x_t` given `x_s`, when it is `N(a x_s, std² I)`: the coefficient `a` and `std`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not know its transition from s to t, which reverse_diffusion and ancestral_sampling are made of. "
+            "Use the predictor 'euler_maruyama', or derive the SDE from LinearSDE if its drift is linear in x."
+        )
+
+    def reverse(self, score_fn: ScoreFn, *, eta: float = 1.0) -> ReverseSDE:
+        """The reverse-time process for a score: `eta = 1` the reverse SDE, `eta = 0` the probability-flow ODE, and all between."""
+        return ReverseSDE(self, score_fn, eta=eta)
+
+    def chain(self, n: int) -> Chain:
+        """The discrete-time chain of `n` steps that the published system uses for this SDE (Euler-Maruyama unless it has its own)."""
+        return Chain(self, n)
+
+    def check_time(self, t: Tensor) -> None:
+        """Raise `ValueError` when a time lies outside `[0, T]` (by more than rounding). Costs a synchronisation on a GPU: call it at doors."""
+        if not torch.isfinite(t).all() or (t < -1e-6 * self.T).any() or (t > self.T * (1 + 1e-6)).any():
+            raise ValueError(f"{type(self).__name__} lives on [0, {self.T:g}]; got times from {float(t.min()):g} to {float(t.max()):g}.")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(T={self.T:g}, t_min={self.t_min:g})"
+
+
+class ReverseSDE:
+    """A forward SDE run backwards: `dx = [f − ½(1 + η²)(G Gᵀ s + ∇·G Gᵀ)] dt + η G dw̄`, solved from `T` down to `t_min`.
+
+    Every `η` in [0, 1] has the same marginals: 1 is the reverse SDE of Anderson (1982), 0 the probability-flow ODE
+    (Song et al., "Score-Based Generative Modeling through SDEs", ICLR 2021, eqs. 6 and 13).
+    """
+
+    def __init__(self, sde: SDE, score_fn: ScoreFn, *, eta: float = 1.0) -> None:
+        if not 0 <= eta:
+            raise ValueError(f"eta must be at least 0 (0: probability-flow ODE, 1: reverse SDE); got {eta}.")
+        self.sde = sde
+        self.score_fn = score_fn
+        self.eta = float(eta)
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """Drift of the reverse process in forward time (a step backwards has `dt < 0`)."""
+        correction = self.sde.apply_diffusion_sq(x, t, self.score_fn(x, t)) + self.sde.diffusion_sq_divergence(x, t)
+        return self.sde.drift(x, t) - 0.5 * (1 + self.eta**2) * correction
+
+    def apply_diffusion(self, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """η G(x, t) v."""
+        return self.eta * self.sde.apply_diffusion(x, t, v)
+
+    def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
+        """η G(x, t), for scalar and diagonal noise."""
+        return self.eta * self.sde.diffusion(x, t)
+
+
+class Chain:
+    """A forward SDE as a Markov chain of `n` steps, `x_{i+1} = x_i + F(x_i, t_i) + G(t_i) z`, by the Euler-Maruyama rule with `dt = T/n`.
+
+    The published samplers and discrete-time models are written for such chains: states are numbered by
+    `index(t) = trunc(t (n−1)/T)`. SDEs with a chain of their own (SMLD for VE, DDPM for VP) return a subclass of this.
+    """
+
+    def __init__(self, sde: SDE, n: int) -> None:
+        if n < 1:
+            raise ValueError(f"A chain needs at least one step; got n={n}.")
+        self.sde = sde
+        self.n = int(n)
+
+    def index(self, t: Tensor) -> Tensor:
+        """The state number of a time: truncated, as published."""
+        return (t * (self.n - 1) / self.sde.T).long()
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`F(x, t)` and `G(t)` of the step taken at time `t`; `G` broadcasts against `x`."""
+        dt = self.sde.T / self.n
+        return self.sde.drift(x, t) * dt, expand_like(torch.as_tensor(self.sde.diffusion(x, t)) * dt**0.5, x)
+
+    def posterior(self, score: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the state before `x`: the rule of ancestral sampling."""
+        raise ValueError(f"{type(self.sde).__name__} has no published discrete chain with a posterior; use ancestral_sampling without 'chain'.")
+
+    def langevin_factor(self, t: Tensor) -> Tensor:
+        """The factor α in the step size of the published Langevin correctors."""
+        return torch.ones_like(t)
+
+    def marginal(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean coefficient and standard deviation of state `index` given the data, `(B,)` each: the law of discrete training."""
+        raise ValueError(f"{type(self.sde).__name__} has no published discrete chain; train it in continuous time.")

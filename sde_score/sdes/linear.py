@@ -1,0 +1,218 @@
+"""SDEs whose drift is linear in `x`: two functions of time determine everything."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_score.protocols import NoiseFn, ScoreFn
+from sde_score.sdes.base import SDE
+from sde_score.tensors import expand_like, sum_except_batch
+
+NODES = 32
+
+
+@lru_cache(maxsize=4)
+def _legendre(nodes: int) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre nodes and weights on [0, 1], float64."""
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    return torch.from_numpy((points + 1) / 2), torch.from_numpy(weights / 2)
+
+
+def _same_rank(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the coefficient with fewer axes those that it lacks."""
+    return (expand_like(a, b), b) if a.ndim < b.ndim else (a, expand_like(b, a))
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    """float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class LinearSDE(SDE):
+    """`dx = f(t) x dt + g(t) dw`: a subclass gives `drift_coeff(t)` and `diffusion_coeff(t)`, the rest is derived.
+
+    With `m(t) = exp ∫₀ᵗ f`, the law of `x_t` given `x_0` is `N(m(t) x_0, std(t)² I)`,
+
+        std(t)² = m(t)² (std_0² + ∫₀ᵗ g(s)²/m(s)² ds),
+
+    where `std_0` (0 unless the subclass sets it) is noise already in the data at time 0, as in the VE SDE. Both integrals are taken by
+    Gauss-Legendre quadrature with 32 nodes scaled to the interval, in float64: exact to rounding for smooth coefficients, also near
+    `t = 0`. A discontinuous coefficient costs accuracy: then override `marginal_coeffs` and `transition` with the closed form
+    (`sde_score.testing.check_sde` compares them).
+
+    A coefficient is a scalar for each time, `(B,)`, or diagonal: `(B, C, ...)`, broadcasting against `x` from the left.
+    """
+
+    std_0: float = 0.0
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        for short, name in (("f", "drift_coeff"), ("g", "diffusion_coeff")):
+            if short in cls.__dict__ and name not in cls.__dict__:
+                raise TypeError(f"{cls.__name__} defines {short}(t); a LinearSDE calls it {name}(t). Rename the method.")
+
+    @abstractmethod
+    def drift_coeff(self, t: Tensor) -> Tensor:
+        """f(t), elementwise in `t`."""
+
+    @abstractmethod
+    def diffusion_coeff(self, t: Tensor) -> Tensor:
+        """g(t), elementwise in `t`."""
+
+    def _coeff(self, name: str, t: Tensor) -> Tensor:
+        """A coefficient as a tensor with the batch axis of `t`, whatever the subclass returned (a number, a scalar tensor ...)."""
+        value = torch.as_tensor(getattr(self, name)(t), dtype=t.dtype, device=t.device)
+        if value.ndim == 0:
+            return value.expand(t.shape)
+        if value.shape[0] != t.shape[0]:
+            raise ValueError(
+                f"{type(self).__name__}.{name}(t) returned shape {tuple(value.shape)} for t of shape {tuple(t.shape)}: "
+                "its first axis must be the batch (for a constant diagonal write `c.expand(len(t), *c.shape)`)."
+            )
+        return value
+
+    # --- the SDE interface -------------------------------------------------------------------------------------------------
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        return expand_like(self._coeff("drift_coeff", t), x) * x
+
+    def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
+        return expand_like(self._coeff("diffusion_coeff", t), x)
+
+    def marginal_prob(self, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean `m(t) x_0` and standard deviation (broadcastable to `x_0`) of `x_t` given `x_0`."""
+        mean_coeff, std = self.marginal_coeffs(t)
+        return expand_like(mean_coeff, x0) * x0, expand_like(std, x0)
+
+    @property
+    def prior_std(self) -> Tensor | float:
+        """Standard deviation of the prior `N(0, prior_std²)`; `std(T)` unless a subclass knows better."""
+        _, std = self.marginal_coeffs(torch.full((1,), self.T, dtype=torch.float64))
+        return std.item() if std.numel() == 1 else std
+
+    def _prior_std_like(self, x: Tensor) -> Tensor:
+        std = torch.as_tensor(self.prior_std, dtype=x.dtype, device=x.device)
+        return std if std.ndim == 0 else expand_like(std, x)
+
+    def prior_sampling(
+        self,
+        shape: tuple[int, ...],
+        *,
+        noise: NoiseFn = torch.randn_like,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        empty = torch.empty(shape, device=device, dtype=dtype)
+        return noise(empty) * self._prior_std_like(empty)
+
+    def prior_logp(self, x: Tensor) -> Tensor:
+        """Log density of `N(0, prior_std² I)` at `x`, in nats: `(B,)`."""
+        std = self._prior_std_like(x)
+        return sum_except_batch(-0.5 * (x / std) ** 2 - torch.log(std) - 0.5 * math.log(2 * math.pi))
+
+    # --- derived quantities ------------------------------------------------------------------------------------------------
+
+    def _log_mean(self, s: Tensor, t: Tensor) -> Tensor:
+        """∫ₛᵗ f, for float64 `s` and `t` of shape `(B,)`."""
+        points, weights = (p.to(s) for p in _legendre(NODES))
+        times = s[:, None] + (t - s)[:, None] * points
+        values = self._coeff("drift_coeff", times.reshape(-1))
+        values = values.reshape(*times.shape, *values.shape[1:])
+        return torch.tensordot(weights, values, dims=([0], [1])) * expand_like(t - s, values[:, 0])
+
+    def _transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`exp ∫ₛᵗ f` and the variance gathered between `s` and `t`, in float64."""
+        points, weights = (p.to(s) for p in _legendre(NODES))
+        times = s[:, None] + (t - s)[:, None] * points
+        flat = times.reshape(-1)
+        to_end = self._log_mean(flat, t.repeat_interleave(NODES))
+        g = self._coeff("diffusion_coeff", flat)
+        to_end, g = _same_rank(to_end, g)
+        rate = (g * torch.exp(to_end)) ** 2
+        rate = rate.reshape(*times.shape, *rate.shape[1:])
+        variance = torch.tensordot(weights, rate, dims=([0], [1])) * expand_like(t - s, rate[:, 0])
+        log_mean, variance = _same_rank(self._log_mean(s, t), variance)
+        return torch.exp(log_mean), variance
+
+    def _quadrature(self, s: Tensor, t: Tensor, std_s: float) -> tuple[Tensor, Tensor]:
+        """Mean coefficient and standard deviation at `t` of a path with standard deviation `std_s` at `s`, in the precision of `t`."""
+        if t.ndim != 1:
+            raise ValueError(f"Times have shape (B,); got {tuple(t.shape)}.")
+        batch = len(t)
+        if batch > 1 and t.stride(0) == 0 and s.stride(0) == 0:  # one time for all samples, expanded: compute it once
+            s, t = s[:1], t[:1]
+        wide = _wide(t.device)
+        mean, variance = self._transition(s.to(wide), t.to(wide))
+        std = torch.sqrt(mean**2 * std_s**2 + variance)
+        return tuple(c.to(t.dtype).expand(batch, *c.shape[1:]) for c in torch.broadcast_tensors(mean, std))
+
+    def marginal_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`m(t)` and `std(t)`, in the precision of `t`."""
+        return self._quadrature(torch.zeros_like(t[:1]).expand_as(t), t, self.std_0)
+
+    def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Law of `x_t` given `x_s`, `s <= t`: the coefficient `a` and the standard deviation of `N(a x_s, std² I)`."""
+        return self._quadrature(s, t, 0.0)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """`log m(t)²/std(t)²`, the signal-to-noise ratio of unit-variance data; falls with `t`."""
+        mean_coeff, std = self.marginal_coeffs(t)
+        return 2 * (torch.log(mean_coeff) - torch.log(std))
+
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The time in `[0, T]` with the given log-SNR (scalar coefficients), by bisection to rounding; clamped to the ends."""
+        wide = _wide(log_snr.device)
+        target = log_snr.to(wide)
+        low, high = torch.zeros_like(target), torch.full_like(target, self.T)
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            above = self.log_snr(middle) > target
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return (0.5 * (low + high)).to(log_snr.dtype)
+
+    def denoise(self, score_fn: ScoreFn, x: Tensor, t: Tensor) -> Tensor:
+        """Posterior mean of the data, `E[x_0 | x_t] = (x + std² s(x, t))/m` (Tweedie's formula; Efron 2011)."""
+        mean_coeff, std = (expand_like(c, x) for c in self.marginal_coeffs(t))
+        return (x + std**2 * score_fn(x, t)) / mean_coeff
+
+
+class GaussianPathSDE(LinearSDE):
+    """The linear SDE with marginals `N(α(t) x_0, σ(t)² I)`: a subclass gives `alpha(t)` and `sigma(t)`.
+
+    Then `f = α'/α` and `g² = dσ²/dt − 2 f σ²`, with derivatives by automatic differentiation (Kingma et al., "Variational Diffusion
+    Models", 2021, eq. 2; Karras et al. 2022, appendix B). `alpha` must be positive on `[0, T]` and `alpha(0) = 1`.
+    """
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Mean coefficient, elementwise in `t`."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation, elementwise in `t`."""
+
+    def _derivative(self, func, t: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = torch.func.jvp(func, (t,), (torch.ones_like(t),))
+        return value, slope
+
+    def drift_coeff(self, t: Tensor) -> Tensor:
+        alpha, slope = self._derivative(self.alpha, t)
+        return slope / alpha
+
+    def diffusion_coeff(self, t: Tensor) -> Tensor:
+        variance, slope = self._derivative(lambda s: self.sigma(s) ** 2, t)
+        return torch.sqrt(torch.clamp(slope - 2 * self.drift_coeff(t) * variance, min=0))
+
+    def marginal_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.alpha(t), self.sigma(t)
+
+    def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        # σ_t² − a² σ_s² = σ_t² (1 − SNR_t/SNR_s), which keeps its precision where a quadrature near a pole of f would not
+        variance = -torch.expm1(self.log_snr(t) - self.log_snr(s)) * self.sigma(t) ** 2
+        return self.alpha(t) / self.alpha(s), torch.sqrt(variance)
