@@ -1,8 +1,8 @@
 """NCSN: the first noise-conditional score network.
 
 A dilated RefineNet in which every norm looks its affine map up by the index of the noise scale. The output is the score
-itself; nothing is divided by sigma. Song & Ermon, "Generative modeling by estimating gradients of the data distribution",
-NeurIPS 2019.
+itself; nothing is divided by sigma. Song & Ermon, "Generative modeling by estimating gradients of the data
+distribution", NeurIPS 2019.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """NCSNv2: unconditional RefineNets divided by the noise level, in three depths.
 
-score(x, sigma) = network(x) / sigma: the norms do not know sigma (technique 3 of the paper), so the number of noise scales
-costs no parameters. Song & Ermon, "Improved techniques for training score-based generative models", NeurIPS 2020, app. B.
+score(x, sigma) = network(x) / sigma: the norms do not know sigma (technique 3 of the paper), so the number of noise
+scales costs no parameters. Song & Ermon, "Improved techniques for training score-based generative models", NeurIPS
+2020, app. B.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class _NCSNv2(RefineNet):
 class NCSNv2_64(_NCSNv2):
     """NCSNv2 for images of about 32 to 64 pixels: score = network(x) / sigma[label]. One halving.
 
-    Args: see `RefineNet`; sigma_max, sigma_min, spacing ("geometric" or "uniform"): the table of noise scales, descending.
+    Args: see `RefineNet`; sigma_max, sigma_min, spacing ("geometric" or "uniform"): the table of noise scales,
+    descending.
     """
 
     stages = (Stage(1), Stage(2, pool=True), Stage(2, dilation=2), Stage(2, dilation=4))

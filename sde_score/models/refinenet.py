@@ -1,11 +1,11 @@
 """Parts of the RefineNet score networks NCSN and NCSNv2.
 
 A dilated residual encoder is followed by a cascade of *refine blocks*, each of which merges an encoder stage with the
-refined coarser features. Two families share the parts: NCSN normalises with a norm whose affine map depends on the noise
-index; NCSNv2 does not know the noise level at all and divides its output by sigma.
+refined coarser features. Two families share the parts: NCSN normalises with a norm whose affine map depends on the
+noise index; NCSNv2 does not know the noise level at all and divides its output by sigma.
 
-Sources: Lin et al., "RefineNet", CVPR 2017 (refine blocks); Song & Ermon, "Generative modeling by estimating gradients of
-the data distribution", NeurIPS 2019, app. A (NCSN, InstanceNorm++); Song & Ermon, "Improved techniques for training
+Sources: Lin et al., "RefineNet", CVPR 2017 (refine blocks); Song & Ermon, "Generative modeling by estimating gradients
+of the data distribution", NeurIPS 2019, app. A (NCSN, InstanceNorm++); Song & Ermon, "Improved techniques for training
 score-based generative models", NeurIPS 2020, app. B (NCSNv2).
 
 Shapes: x (B, C, H, W); label (B,) int64, index of the noise scale, 0 = largest; y (B,) int64 class labels or None.
@@ -110,7 +110,8 @@ class ResidualBlock(nn.Module):
 
     pool: the block halves the image, by a 2x2 mean after conv2 and after the (1x1) shortcut.
     dilation: all convolutions, the shortcut included, are 3x3 with this dilation; the size does not change.
-    The shortcut is the identity when neither the width nor the size changes and the block does not open a dilated stage.
+    The shortcut is the identity when neither the width nor the size changes and the block does not open a dilated
+    stage.
     """
 
     def __init__(
@@ -260,13 +261,13 @@ class Stage:
 class RefineNet(nn.Module):
     """Encoder of residual stages and refine cascade; subclasses give the tables and say how the noise level enters.
 
-    `stages[i]` describes encoder stage i; `refine_mults[j]` is the width (in units of nf) of the j-th refine block, which
-    merges encoder stage -1-j with the result of refine block j-1.
+    `stages[i]` describes encoder stage i; `refine_mults[j]` is the width (in units of nf) of the j-th refine block,
+    which merges encoder stage -1-j with the result of refine block j-1.
 
-    Args: channels: image channels. nf: base width. num_scales: number of noise scales L. activation: elu, relu, lrelu or
-    swish. centered: the data are in [-1, 1]; otherwise the network maps [0, 1] to [-1, 1] itself.
-    num_classes: classes of the data; `forward` then needs `y`, which adds a learned vector (initially 0) before each stage.
-    gradient_checkpointing: recompute stages and refine blocks in the backward pass to save memory.
+    Args: channels: image channels. nf: base width. num_scales: number of noise scales L. activation: elu, relu, lrelu
+    or swish. centered: the data are in [-1, 1]; otherwise the network maps [0, 1] to [-1, 1] itself.
+    num_classes: classes of the data; `forward` then needs `y`, which adds a learned vector (initially 0) before each
+    stage. gradient_checkpointing: recompute stages and refine blocks in the backward pass to save memory.
 
     Raises ValueError for images that cannot be halved as often as the network pools, TypeError for float labels.
     """
@@ -372,24 +373,26 @@ class RefineNet(nn.Module):
         multiple = 2**self.halvings
         if x.shape[2] % multiple or x.shape[3] % multiple:
             raise ValueError(
-                f"{name} halves the image {self.halvings} time(s): height and width must be multiples of {multiple}, got "
-                f"{x.shape[2]} x {x.shape[3]}. Pad or resize the data to such a size."
+                f"{name} halves the image {self.halvings} time(s): height and width must be multiples of {multiple}, "
+                f"got {x.shape[2]} x {x.shape[3]}. Pad or resize the data to such a size."
             )
         if label.shape != x.shape[:1]:
             raise ValueError(f"{name} needs one label per sample, shape ({x.shape[0]},), got {tuple(label.shape)}.")
         if label.is_floating_point():
             raise TypeError(
-                f"{name} takes the integer index of the noise scale (0 = largest) as its label, got {label.dtype}: use a "
-                "parameterisation with label='index'."
+                f"{name} takes the integer index of the noise scale (0 = largest) as its label, got {label.dtype}: "
+                "use a parameterisation with label='index'."
             )
         # Reading the values costs a synchronisation on an accelerator and a graph break under compile: CPU only.
         if label.device.type == "cpu" and not torch.compiler.is_compiling() and label.numel():
             low, high = int(label.min()), int(label.max())
             if low < 0 or high >= self.num_scales:
-                raise ValueError(f"{name} has {self.num_scales} noise scales, labels 0 to {self.num_scales - 1}; "
-                                 f"got labels from {low} to {high}.")
+                raise ValueError(
+                    f"{name} has {self.num_scales} noise scales, labels 0 to {self.num_scales - 1}; "
+                    f"got labels from {low} to {high}."
+                )
         if (y is None) != (self.num_classes is None):
-            problem = "needs class labels y of shape (B,)" if y is None else "was built without class labels: pass y=None"
+            problem = "needs class labels y of shape (B,)" if y is None else "was built without class labels: pass no y"
             raise ValueError(f"{name}(num_classes={self.num_classes}) {problem}.")
 
 

@@ -54,7 +54,8 @@ def test_norms_equal_the_recorded_ones(golden_dir, block):
         "cond_inorm_plus": lambda: ConditionalInstanceNormPlus(16, 5),
     }[block]()
     prefix = f"{block}/sd/"
-    norm.load_state_dict({k[len(prefix) :]: torch.from_numpy(recorded[k]) for k in recorded.files if k.startswith(prefix)})
+    keys = [k for k in recorded.files if k.startswith(prefix)]
+    norm.load_state_dict({k.removeprefix(prefix): torch.from_numpy(recorded[k]) for k in keys})
     x = torch.from_numpy(recorded[f"{block}/x"])
     label = torch.from_numpy(recorded[f"{block}/y"]) if f"{block}/y" in recorded.files else None
     assert relative_error(norm(x, label), torch.from_numpy(recorded[f"{block}/out"])) < 1e-5
@@ -185,6 +186,7 @@ def test_errors_say_what_to_write():
 
 
 def test_uniform_and_geometric_scales():
-    assert torch.allclose(descending_sigmas(11, 0.01, 3, "uniform"), torch.tensor([11, 5.505, 0.01], dtype=torch.float64))
+    expected = torch.tensor([11, 5.505, 0.01], dtype=torch.float64)
+    torch.testing.assert_close(descending_sigmas(11, 0.01, 3, "uniform"), expected)
     ratios = descending_sigmas(50, 0.01, 5)[1:] / descending_sigmas(50, 0.01, 5)[:-1]
     assert torch.allclose(ratios, ratios[0])

@@ -113,5 +113,3 @@ def refinenet_arguments(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str
 
 def is_refinenet(state_dict: Mapping[str, Tensor]) -> bool:
     return "begin_conv.weight" in state_dict and "refine1.crp.convs.0.weight" in state_dict
-
-
