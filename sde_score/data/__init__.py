@@ -1,0 +1,31 @@
+"""Data: named sets, your own images and arrays, toy laws; how they are scaled, and in which order they are read."""
+
+from sde_score.data import digits, torchvision_sets  # noqa: F401 - they register themselves
+from sde_score.data.arrays import from_arrays
+from sde_score.data.base import DATASETS, DataSplits, LazySplit, Split, Subset, TensorSplit, load_dataset
+from sde_score.data.images import BrokenImage
+from sde_score.data.info import DataInfo, Scaler
+from sde_score.data.loader import Batch, BatchLoader, batch_indices, batch_positions, iterate
+from sde_score.data.toy import Checkerboard, Law, MixtureLaw
+
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "BatchLoader",
+    "BrokenImage",
+    "Checkerboard",
+    "DataInfo",
+    "DataSplits",
+    "Law",
+    "LazySplit",
+    "MixtureLaw",
+    "Scaler",
+    "Split",
+    "Subset",
+    "TensorSplit",
+    "batch_indices",
+    "batch_positions",
+    "from_arrays",
+    "iterate",
+    "load_dataset",
+]

@@ -1,0 +1,29 @@
+"""The embedded data set: 1,797 handwritten digits of 8x8 pixels and 17 grey levels. No download, no other package."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import numpy as np
+import torch
+
+from sde_score.data.base import DATASETS, DataSplits, TensorSplit
+from sde_score.data.info import DataInfo
+
+N_TRAIN = 1500
+
+
+@DATASETS.register("digits")
+def digits() -> DataSplits:
+    """Handwritten digits, 8x8, 17 grey levels (embedded; 1,500 train, 297 test).
+
+    The test set of the UCI "Optical Recognition of Handwritten Digits" data (Alpaydin and Kaynak 1998), as scikit-learn distributes it,
+    in its order: the first 1,500 are for training, the last 297 for testing. All ten classes are about equally frequent in both parts.
+    Made by `tools/make_digits_asset.py`.
+    """
+    with resources.files("sde_score").joinpath("assets/digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        x = torch.from_numpy(stored["images"]).unsqueeze(1)
+        y = torch.from_numpy(stored["labels"]).long()
+    info = DataInfo("digits", (1, 8, 8), num_classes=10, levels=17, kind="image", class_names=tuple("0123456789"))
+    train = TensorSplit(x[:N_TRAIN], y[:N_TRAIN], name="digits/train")
+    return DataSplits(train, TensorSplit(x[N_TRAIN:], y[N_TRAIN:], name="digits/test"), info)

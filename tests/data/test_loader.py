@@ -1,0 +1,149 @@
+"""Laws of the reading order: permutations, partitions, purity."""
+
+import pytest
+import torch
+
+from sde_score.data import BatchLoader, LazySplit, TensorSplit, batch_indices, batch_positions, iterate
+from sde_score.data.base import Subset, hold_out, statistics
+from sde_score.data.loader import flip_mask
+
+
+def numbered(n, labels=True):
+    return TensorSplit(torch.arange(n, dtype=torch.float32).view(n, 1), torch.arange(n) if labels else None)
+
+
+@pytest.mark.parametrize("n, batch_size", [(10, 3), (10, 10), (7, 20), (1, 4), (64, 64)])
+def test_every_epoch_is_a_permutation(n, batch_size):
+    stream = torch.cat([batch_indices(step, batch_size, n, seed=5) for step in range(4 * n)])
+    epochs = stream[: len(stream) // n * n].view(-1, n)
+    assert torch.equal(epochs.sort(1).values, torch.arange(n).expand_as(epochs))
+    if n >= 10:
+        assert len({tuple(e) for e in epochs.tolist()}) == len(epochs), "epochs should differ"
+
+
+def test_order_depends_on_the_seed_and_not_on_the_batch_size():
+    first = torch.cat([batch_indices(s, 6, 20, seed=1) for s in range(10)])
+    assert torch.equal(first, torch.cat([batch_indices(s, 15, 20, seed=1) for s in range(4)]))
+    assert not torch.equal(first, torch.cat([batch_indices(s, 6, 20, seed=2) for s in range(10)]))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_ranks_partition_the_positions_of_a_step(world_size):
+    parts = [batch_positions(3, 13, rank=r, world_size=world_size) for r in range(world_size)]
+    assert torch.equal(torch.cat(parts), torch.arange(39, 52))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_ranks_and_micro_batches_read_the_same_samples():
+    split = numbered(23)
+    whole = BatchLoader(split, 12, seed=3).batch(7)
+    parts = [
+        part
+        for rank in range(2)
+        for part in BatchLoader(split, 12, seed=3, rank=rank, world_size=2, accumulate=3).micro_batches(7)
+    ]
+    assert [len(p.x) for p in parts] == [2] * 6
+    for column in range(3):
+        assert torch.equal(torch.cat([p[column] for p in parts]), whole[column])
+    assert torch.equal(whole.y, whole.x[:, 0].long())
+    x, y, positions = whole
+    assert positions.tolist() == list(range(84, 96))
+
+
+def test_batch_is_a_pure_function_of_the_step_also_with_workers():
+    images = torch.randint(0, 256, (9, 1, 2, 4), dtype=torch.uint8)
+    lazy = LazySplit(lambda i: images[i], 9)
+    plain = BatchLoader(lazy, 4, seed=2, flip=True)
+    ahead = BatchLoader(lazy, 4, seed=2, flip=True, workers=2)
+    for step in (0, 1, 2, 9, 3, 3, 100):
+        expected, got = plain.batch(step), ahead.batch(step)
+        assert torch.equal(expected.x, got.x) and expected.y is None and got.y is None
+    ahead.close()
+    assert torch.equal(ahead.batch(5).x, plain.batch(5).x)
+
+
+def test_errors_of_worker_threads_reach_the_caller():
+    def read(i):
+        raise OSError(f"sample {i} is gone")
+
+    loader = BatchLoader(LazySplit(read, 5), 2, workers=1)
+    with pytest.raises(OSError, match="is gone"):
+        loader.batch(0)
+    loader.close()
+
+
+def test_flips_are_fair_pure_and_true_mirrors():
+    images = torch.arange(6, dtype=torch.uint8).view(1, 1, 2, 3)
+    split = TensorSplit(images)
+    loader = BatchLoader(split, 40, seed=1, flip=True)
+    x, _, positions = loader.batch(4)
+    mask = flip_mask(1, positions)
+    assert torch.equal(x[mask], images.flip(-1).expand_as(x[mask])) and torch.equal(x[~mask], images.expand_as(x[~mask]))
+    slices = [BatchLoader(split, 40, seed=1, flip=True, rank=r, world_size=2).batch(4).x for r in range(2)]
+    assert torch.equal(torch.cat(slices), x)
+    # Binomial(4000, 1/2): five standard deviations.
+    assert abs(int(flip_mask(7, torch.arange(4000)).sum()) - 2000) < 5 * 4000**0.5 / 2
+    with pytest.raises(ValueError, match="mirrors images"):
+        BatchLoader(numbered(4), 2, flip=True).batch(0)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_evaluation_reads_everything_once_in_order(world_size):
+    split = numbered(11)
+    batches = [b for r in range(world_size) for b in iterate(split, 4, rank=r, world_size=world_size)]
+    seen = torch.cat([b.positions for b in batches])
+    assert sorted(seen.tolist()) == list(range(11))
+    assert all(torch.equal(b.x[:, 0].long(), b.positions) for b in batches)
+    if world_size == 1:
+        assert [len(b.x) for b in batches] == [4, 4, 3]
+    assert sum(len(b.x) for b in iterate(split, 4, limit=6)) == 6
+
+
+def test_uneven_and_empty_batches_are_refused():
+    with pytest.raises(ValueError, match="multiple of world_size"):
+        BatchLoader(numbered(5), 5, world_size=2)
+    with pytest.raises(ValueError, match="multiple"):
+        BatchLoader(numbered(5), 0)
+    with pytest.raises(ValueError, match="empty"):
+        BatchLoader(TensorSplit(torch.zeros(0, 2)), 2)
+    with pytest.raises(ValueError, match="rank"):
+        BatchLoader(numbered(5), 2, rank=2, world_size=2)
+    with pytest.raises(ValueError, match="count from 0"):
+        BatchLoader(numbered(5), 2).batch(-1)
+
+
+def test_hold_out_partitions_and_never_changes():
+    train, test = hold_out(100, 0.1)
+    assert sorted(torch.cat([train, test]).tolist()) == list(range(100)) and len(test) == 10
+    # Recorded: the held-out samples of everybody's own data must stay the same from release to release.
+    assert test.tolist() == hold_out(100, 0.1)[1].tolist()
+    assert len(hold_out(2, 0.01)[1]) == 1 and len(hold_out(2, 0.99)[0]) == 1
+    with pytest.raises(ValueError, match="at least two"):
+        hold_out(1, 0.5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        hold_out(10, 1.0)
+
+
+def test_splits_refuse_wrong_numbers_and_types():
+    split = numbered(5)
+    assert split[1:4][0].flatten().tolist() == [1, 2, 3]
+    assert Subset(split, torch.tensor([4, 2]))[[1, 0]][1].tolist() == [2, 4]
+    for wrong in ([5], [-1]):
+        with pytest.raises(IndexError, match="0 to 4"):
+            split[wrong]
+    with pytest.raises(TypeError, match=r"split\[\[3\]\]"):
+        split[3]
+    with pytest.raises(TypeError, match="uint8"):
+        TensorSplit(torch.zeros(3, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="label per sample"):
+        TensorSplit(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
+
+
+def test_statistics_match_a_direct_computation_despite_an_offset():
+    x = torch.randn(500, 2, 7) * torch.tensor([[0.5], [3.0]]) + 1000
+    mean, std = statistics(TensorSplit(x), chunk=64)
+    assert mean.shape == (2, 1)
+    torch.testing.assert_close(mean[:, 0], x.double().mean((0, 2)))
+    torch.testing.assert_close(std[:, 0], x.double().std((0, 2), correction=0))
+    with pytest.raises(ValueError, match=r"\[1\] are constant"):
+        statistics(TensorSplit(torch.cat([torch.randn(9, 1), torch.full((9, 1), 0.1)], 1)))
