@@ -1,7 +1,7 @@
 """The one door to torchvision: opened only when needed, with one readable error when it does not open.
 
-Importing torchvision takes seconds, and a build that does not match torch fails in the middle of its own import. Nothing between tensor data and
-a sample needs it.
+Importing torchvision takes seconds, and a build that does not match torch fails in the middle of its own import.
+Nothing between tensor data and a sample needs it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ def _version(package: str) -> str | None:
 def _explain(error: Exception) -> str:
     torchvision, torch = _version("torchvision"), _version("torch")
     if torchvision is None:
-        return f"torchvision is not installed; it must match torch {torch}: `pip install torchvision`, from the same index as torch."
+        return (
+            f"torchvision is not installed; it must match torch {torch}: `pip install torchvision`, from the same index"
+            " as torch."
+        )
     return (
-        f"torchvision {torchvision} does not match torch {torch} ({type(error).__name__}: {error}). Install both from the same index:"
+        f"torchvision {torchvision} does not match torch {torch} ({type(error).__name__}: {error}). Install both from"
+        f" the same index:"
         " see pytorch.org/get-started."
     )

@@ -29,7 +29,9 @@ def main() -> None:
     # np.savez would stamp the time of day into the archive.
     with zipfile.ZipFile(TARGET, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, array in (("images", images), ("labels", digits.target.astype(np.uint8))):
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1998, 7, 1, 0, 0, 0)), npy_bytes(array), zipfile.ZIP_DEFLATED)
+            archive.writestr(
+                zipfile.ZipInfo(f"{name}.npy", (1998, 7, 1, 0, 0, 0)), npy_bytes(array), zipfile.ZIP_DEFLATED
+            )
     print(f"{TARGET.name}: {TARGET.stat().st_size} bytes")
 
 

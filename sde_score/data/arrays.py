@@ -40,7 +40,10 @@ def _guess_layout(shape: tuple[int, ...], discrete: bool, what: str) -> str:
     fitting = [layout for layout in LAYOUTS if len(layout) == len(shape)]
     if not fitting:
         raise ValueError(f"{what} has shape {shape}: the first axis counts the samples, and a sample has 1 to 4 axes.")
-    raise ValueError(f"{what} has shape {shape}: which axis holds the channels is not clear. Say it: layout='{fitting[0]}' (one of {', '.join(fitting)}).")
+    raise ValueError(
+        f"{what} has shape {shape}: which axis holds the channels is not clear. Say it: layout='{fitting[0]}' (one of"
+        f" {', '.join(fitting)})."
+    )
 
 
 def _channels_first(x: Tensor, layout: str | None, what: str) -> Tensor:
@@ -59,28 +62,43 @@ def _as_data(values: Any, levels: int | None, what: str) -> tuple[Tensor, int | 
     """Values as uint8 levels or finite float32, with the number of levels."""
     x = torch.as_tensor(values)
     if x.ndim < 2 or x.numel() == 0:
-        raise ValueError(f"{what} has shape {tuple(x.shape)}: it needs samples along the first axis and at least one more axis, none of length 0.")
+        raise ValueError(
+            f"{what} has shape {tuple(x.shape)}: it needs samples along the first axis and at least one more axis, none"
+            f" of length 0."
+        )
     if x.dtype == torch.bool:
         return x.to(torch.uint8), 2
     if x.is_complex():
         raise ValueError(f"{what} is complex: store the real and the imaginary part as two channels.")
     if x.is_floating_point():
         if levels is not None:
-            raise ValueError(f"{what} holds {x.dtype}: levels={levels} is for integers. Convert to uint8 levels, or leave `levels` out.")
+            raise ValueError(
+                f"{what} holds {x.dtype}: levels={levels} is for integers. Convert to uint8 levels, or leave `levels`"
+                f" out."
+            )
         data = x.to(torch.float32)
         bad = ~torch.isfinite(data)
         if bad.any():
             first = tuple(bad.nonzero()[0].tolist())
             samples = int(bad.flatten(1).any(1).sum())
             reason = "NaN, infinite or too large for float32"
-            raise ValueError(f"{what} is {reason} in {samples} of {len(x)} samples, first at index {first}: {x[first].item()}. Repair or remove them.")
+            raise ValueError(
+                f"{what} is {reason} in {samples} of {len(x)} samples, first at index {first}: {x[first].item()}."
+                f" Repair or remove them."
+            )
         return data, None
     if x.dtype != torch.uint8 and levels is None:
-        raise ValueError(f"{what} holds {x.dtype}: say how many levels there are (levels=17 for 0 .. 16, at most 256), or convert it to float32.")
+        raise ValueError(
+            f"{what} holds {x.dtype}: say how many levels there are (levels=17 for 0 .. 16, at most 256), or convert it"
+            f" to float32."
+        )
     levels = levels or 256
     low, high = int(x.min()), int(x.max())
     if low < 0 or high >= levels or not 2 <= levels <= 256:
-        raise ValueError(f"{what} holds values from {low} to {high}; levels={levels} stands for 0 .. {levels - 1}, and 2 to 256 levels are possible.")
+        raise ValueError(
+            f"{what} holds values from {low} to {high}; levels={levels} stands for 0 .. {levels - 1}, and 2 to 256"
+            f" levels are possible."
+        )
     return x.to(torch.uint8), levels
 
 
@@ -91,7 +109,9 @@ def _as_labels(values: Any, n: int, what: str) -> Tensor | None:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.is_floating_point() or y.is_complex() or y.ndim != 1 or len(y) != n or int(y.min()) < 0:
-        raise ValueError(f"The labels of {what} must be {n} integers from 0 up, shape ({n},); got {y.dtype} {tuple(y.shape)}.")
+        raise ValueError(
+            f"The labels of {what} must be {n} integers from 0 up, shape ({n},); got {y.dtype} {tuple(y.shape)}."
+        )
     return y.to(torch.int64)
 
 
@@ -109,7 +129,8 @@ def from_arrays(
     """A data set from tensors or NumPy arrays.
 
     Args:
-        x: `(N, ...)`. uint8 (or integers with `levels`) is discrete data; floats are continuous and will be standardised.
+        x: `(N, ...)`. uint8 (or integers with `levels`) is discrete data; floats are continuous and will be
+            standardised.
         y: integer labels `(N,)`.
         x_test, y_test: the test part; by default the fraction `holdout` is held out.
         layout: the order of the axes, such as `"NHWC"`, where the shape does not tell: see `LAYOUTS`.
@@ -117,7 +138,8 @@ def from_arrays(
         holdout: fraction kept for testing.
         name: for messages and reports.
 
-    Raises `ValueError` for NaN and infinite values (with their index), values outside the levels, unclear or unequal shapes.
+    Raises `ValueError` for NaN and infinite values (with their index), values outside the levels, unclear or unequal
+    shapes.
     """
     data, levels = _as_data(x, levels, name)
     data = _channels_first(data, layout, name)
@@ -128,11 +150,17 @@ def from_arrays(
         data_test, _ = _as_data(x_test, levels, f"the test part of {name}")
         data_test = _channels_first(data_test, layout, f"the test part of {name}")
         if data_test.shape[1:] != data.shape[1:] or data_test.dtype != data.dtype:
-            raise ValueError(f"{name}: the test part has samples {data_test.dtype} {tuple(data_test.shape[1:])}, the training part {data.dtype} {tuple(data.shape[1:])}.")
+            raise ValueError(
+                f"{name}: the test part has samples {data_test.dtype} {tuple(data_test.shape[1:])}, the training part"
+                f" {data.dtype} {tuple(data.shape[1:])}."
+            )
         test_labels = _as_labels(y_test, len(data_test), f"the test part of {name}")
         if (labels is None) != (test_labels is None):
             raise ValueError(f"{name}: give labels for both parts or for neither.")
-        train, test = TensorSplit(data, labels, name=f"{name}/train"), TensorSplit(data_test, test_labels, name=f"{name}/test")
+        train, test = (
+            TensorSplit(data, labels, name=f"{name}/train"),
+            TensorSplit(data_test, test_labels, name=f"{name}/test"),
+        )
     num_classes = None if labels is None else 1 + max(int(part.y.max()) for part in (train, test))
     shape = tuple(data.shape[1:])
     return DataSplits(train, test, DataInfo(name, shape, num_classes, levels, kind_of_shape(shape)))
@@ -140,22 +168,32 @@ def from_arrays(
 
 @DATASETS.register("array")
 def array(
-    path: str | os.PathLike, layout: str | None = None, levels: int | None = None, holdout: float = 0.1, labels: bool = True
+    path: str | os.PathLike,
+    layout: str | None = None,
+    levels: int | None = None,
+    holdout: float = 0.1,
+    labels: bool = True,
 ) -> DataSplits:
     """Your own array: a .npy or .npz file of uint8 images or of floats.
 
-    A .npz holds the data under `x`, `images`, `data` or `arr_0` and labels under `y`, `labels` or `targets`; or `x_train`, `y_train`, `x_test`,
-    `y_test`. Pickled objects are refused. Floats are continuous data of any rank: (N, D), (N, C, L), (N, C, H, W), (N, C, D, H, W).
+    A .npz holds the data under `x`, `images`, `data` or `arr_0` and labels under `y`, `labels` or `targets`; or
+    `x_train`, `y_train`, `x_test`, `y_test`. Pickled objects are refused. Floats are continuous data of any rank:
+    (N, D), (N, C, L), (N, C, H, W), (N, C, D, H, W).
     """
     where = Path(path).expanduser()
     if not where.is_file():
-        raise FileNotFoundError(f"There is no array file at {str(path)!r} (looked for {where.absolute()}). Check the path.")
+        raise FileNotFoundError(
+            f"There is no array file at {str(path)!r} (looked for {where.absolute()}). Check the path."
+        )
     try:
         content = np.load(where, allow_pickle=False)
         arrays = {"x": content} if isinstance(content, np.ndarray) else {key: content[key] for key in content.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         if "pickle" in str(error).lower():
-            raise ValueError(f"{str(path)!r} holds pickled Python objects, or is not an array file: these are never loaded. Save one plain numeric array.") from error
+            raise ValueError(
+                f"{str(path)!r} holds pickled Python objects, or is not an array file: these are never loaded. Save one"
+                f" plain numeric array."
+            ) from error
         raise ValueError(f"Cannot read {str(path)!r} as a .npy or .npz file: {error}. Is it complete?") from error
     parts: dict[str, Any] = {"x_test": None, "y_test": None}
     if "x_train" in arrays:
@@ -164,7 +202,9 @@ def array(
     else:
         key = next((key for key in X_KEYS if key in arrays), None)
         if key is None:
-            raise ValueError(f"{str(path)!r} holds {', '.join(arrays) or 'nothing'}: name the data {', '.join(X_KEYS)} or x_train.")
+            raise ValueError(
+                f"{str(path)!r} holds {', '.join(arrays) or 'nothing'}: name the data {', '.join(X_KEYS)} or x_train."
+            )
         parts["x"] = arrays[key]
         parts["y"] = next((arrays[k] for k in Y_KEYS if k in arrays), None)
     if not labels:
@@ -177,4 +217,6 @@ def array(
                 value = value.astype(np.int64)
             # A copy in the machine's byte order: torch takes no other, and no read-only memory.
             parts[key] = np.array(value, dtype=value.dtype.newbyteorder("="))
-    return from_arrays(parts.pop("x"), parts.pop("y"), **parts, layout=layout, levels=levels, holdout=holdout, name=where.stem)
+    return from_arrays(
+        parts.pop("x"), parts.pop("y"), **parts, layout=layout, levels=levels, holdout=holdout, name=where.stem
+    )

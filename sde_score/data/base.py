@@ -18,7 +18,8 @@ from sde_score.registry import Registry
 from sde_score.tensors import mix_seed
 
 DATASETS = Registry("dataset", group="sde_score.datasets")
-"""Functions `(**settings) -> DataSplits`. Settings named root, image_size, channels, holdout, download, on_error or layout are offered by `load_dataset`."""
+"""Functions `(**settings) -> DataSplits`. Settings named root, image_size, channels, holdout, download, on_error or
+layout are offered by `load_dataset`."""
 
 
 class Split(ABC):
@@ -35,7 +36,8 @@ class Split(ABC):
         """The samples `indices` (int64, in range), as `(x, y)`."""
 
     def __getitem__(self, indices: Tensor | Sequence[int] | slice) -> tuple[Tensor, Tensor | None]:
-        """The samples `indices: (B,)`, as `x: (B, *)` in uint8 (levels) or float32 and `y: (B,)` in int64, or `None` without labels."""
+        """The samples `indices: (B,)`, as `x: (B, *)` in uint8 (levels) or float32 and `y: (B,)` in int64, or `None`
+        without labels."""
         if isinstance(indices, slice):
             indices = range(*indices.indices(len(self)))
         if isinstance(indices, int):
@@ -44,7 +46,10 @@ class Split(ABC):
         if indices.ndim != 1:
             raise IndexError(f"Sample numbers have one axis, (B,); got shape {tuple(indices.shape)}.")
         if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < len(self)):
-            raise IndexError(f"{self.name} has {len(self)} samples, 0 to {len(self) - 1}; asked for {int(indices.min())} .. {int(indices.max())}.")
+            raise IndexError(
+                f"{self.name} has {len(self)} samples, 0 to {len(self) - 1}; asked for {int(indices.min())} .."
+                f" {int(indices.max())}."
+            )
         return self._read(indices)
 
 
@@ -55,7 +60,10 @@ class TensorSplit(Split):
         if x.dtype not in (torch.uint8, torch.float32):
             raise TypeError(f"`TensorSplit(x)` holds uint8 levels or float32 values; got {x.dtype}.")
         if y is not None and (y.dtype != torch.int64 or tuple(y.shape) != (len(x),)):
-            raise ValueError(f"`TensorSplit(y)` must be int64 of shape ({len(x)},), a label per sample; got {y.dtype} {tuple(y.shape)}.")
+            raise ValueError(
+                f"`TensorSplit(y)` must be int64 of shape ({len(x)},), a label per sample; got {y.dtype}"
+                f" {tuple(y.shape)}."
+            )
         self.x, self.y, self.name = x, y, name
 
     def __len__(self) -> int:
@@ -102,10 +110,11 @@ class DataSplits:
     law: Any = None
 
     def scaler(self, *, centered: bool = True, dequantize: bool = True, standardize: bool | None = None) -> Scaler:
-        """The scaler for these data: grey levels to [-1, 1] or [0, 1], continuous data to mean 0 and standard deviation 1.
+        """The scaler for these data: grey levels to [-1, 1] or [0, 1], continuous data to mean 0 and deviation 1.
 
-        `standardize=None` does so for every continuous data set but those with a known law, which keep their units. Statistics come from
-        the training split: per number for vectors, per channel otherwise. Raises `ValueError` where a number or a channel is constant.
+        `standardize=None` does so for every continuous data set but those with a known law, which keep their units.
+        Statistics come from the training split: per number for vectors, per channel otherwise. Raises `ValueError`
+        where a number or a channel is constant.
         """
         info = self.info
         if info.levels is not None:
@@ -119,7 +128,8 @@ class DataSplits:
 def statistics(split: Split, *, chunk: int = 4096) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (float64) of a split: `(D,)` for vectors, `(C, 1, ..)` per channel otherwise.
 
-    One pass in chunks; sums are taken about the first sample's mean, so that a large offset does not cancel the variance away.
+    One pass in chunks; sums are taken about the first sample's mean, so that a large offset does not cancel the
+    variance away.
     """
     first = split[[0]][0]
     axes = (0, *range(2, first.ndim))
@@ -136,22 +146,30 @@ def statistics(split: Split, *, chunk: int = 4096) -> tuple[Tensor, Tensor]:
     constant = std <= 1e-12 * mean.abs().clamp_min(1e-30)
     if constant.any():
         where = constant.flatten().nonzero().flatten().tolist()[:8]
-        raise ValueError(f"{split.name}: the numbers or channels {where} are constant, so the data have no density there. Leave them out.")
+        raise ValueError(
+            f"{split.name}: the numbers or channels {where} are constant, so the data have no density there. Leave them"
+            f" out."
+        )
     return mean[0], std[0]
 
 
 def hold_out(n: int, holdout: float, *, seed: int = 0, what: str = "the data") -> tuple[Tensor, Tensor]:
-    """Numbers of the training and of the held-out samples, each ascending: the last `holdout` of a fixed permutation of `n`.
+    """Numbers of the training and of the held-out samples: the last `holdout` of a fixed permutation of `n`.
 
-    The same numbers on every machine and in every run, for the same `n`.
+    Both ascending, and the same on every machine and in every run for the same `n`.
     """
     if not 0 < holdout < 1:
-        raise ValueError(f"`holdout` is the fraction of samples kept for testing, between 0 and 1; got {holdout}. Example: holdout=0.1.")
+        raise ValueError(
+            f"`holdout` is the fraction of samples kept for testing, between 0 and 1; got {holdout}. Example:"
+            f" holdout=0.1."
+        )
     if n < 2:
-        raise ValueError(f"{what} has {n} sample{'s' * (n != 1)}: at least two are needed, one to train on and one to hold out.")
+        raise ValueError(
+            f"{what} has {n} sample{'s' * (n != 1)}: at least two are needed, one to train on and one to hold out."
+        )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(mix_seed(seed, n)))
     held = min(max(1, round(n * holdout)), n - 1)
-    return order[: n - held].sort().values, order[n - held:].sort().values
+    return order[: n - held].sort().values, order[n - held :].sort().values
 
 
 def split_tensors(x: Tensor, y: Tensor | None, *, holdout: float, name: str) -> tuple[TensorSplit, TensorSplit]:
@@ -193,7 +211,9 @@ def _from_path(text: str, **context: Any) -> DataSplits:
     path = Path(text.strip()).expanduser()
     suffix = path.suffix.lower()
     if path.exists() and not path.is_dir() and suffix not in (".zip", *ARRAY_SUFFIXES):
-        raise ValueError(f"Cannot read {str(path)!r} as a data set. Give a folder or a .zip of images, or a .npy or .npz array.")
+        raise ValueError(
+            f"Cannot read {str(path)!r} as a data set. Give a folder or a .zip of images, or a .npy or .npz array."
+        )
     name = "array" if suffix in ARRAY_SUFFIXES and not path.is_dir() else "folder"
     # The path goes in as a value: no character in it can be mistaken for spec syntax.
     return DATASETS.build(name, str(path), **context)
@@ -213,8 +233,9 @@ def load_dataset(
     """Load the data set that `spec` names.
 
     Args:
-        spec: a registered name with settings (`"digits"`, `"mixture_grid(side=5)"`, `"folder(path='./cats', on_error='skip')"`), or a bare path:
-            a folder or .zip of images, a .npy or .npz array. A `DataSplits` is returned as it is.
+        spec: a registered name with settings (`"digits"`, `"mixture_grid(side=5)"`, `"folder(path='./cats',
+            on_error='skip')"`), or a bare path: a folder or .zip of images, a .npy or .npz array. A `DataSplits` is
+            returned as it is.
         root: folder of downloaded data sets; default: the environment variable SDE_SCORE_DATA, or `./datasets`.
         image_size: a number or (height, width) to which images are cropped and resized.
         channels: 1 or 3; by default what the data have.
@@ -223,15 +244,25 @@ def load_dataset(
         on_error: `"raise"` or `"skip"`: what to do about a broken image.
         layout: order of an array's axes, for example `"NHWC"`.
 
-    The settings after `spec` apply to data sets that have them; those written inside the spec win. Raises `ValueError` for unknown
-    names and for an image size or channel count that the data set does not have, `FileNotFoundError` for a path where nothing is.
+    The settings after `spec` apply to data sets that have them; those written inside the spec win. Raises `ValueError`
+    for unknown names and for an image size or channel count that the data set does not have, `FileNotFoundError` for a
+    path where nothing is.
     """
     if isinstance(spec, DataSplits):
         return spec
     if not isinstance(spec, str):
-        raise TypeError(f"A data set is a name, a path or `DataSplits`; got {type(spec).__name__}. From tensors: `sde_score.data.from_arrays(x, y)`.")
+        raise TypeError(
+            f"A data set is a name, a path or `DataSplits`; got {type(spec).__name__}. From tensors:"
+            f" `sde_score.data.from_arrays(x, y)`."
+        )
     offered = dict(
-        root=root, image_size=image_size, channels=channels, holdout=holdout, download=download, on_error=on_error, layout=layout
+        root=root,
+        image_size=image_size,
+        channels=channels,
+        holdout=holdout,
+        download=download,
+        on_error=on_error,
+        layout=layout,
     )
     context = {k: v for k, v in offered.items() if v is not None}
     if _looks_like_path(spec):
@@ -241,13 +272,28 @@ def load_dataset(
             splits = DATASETS.build(spec, **context)
         except ValueError as error:
             if str(error).startswith("Unknown dataset"):
-                raise ValueError(f"{error} For data of your own give a path: './my_images', './images.zip', './array.npz'.") from None
+                raise ValueError(
+                    f"{error} For data of your own give a path: './my_images', './images.zip', './array.npz'."
+                ) from None
             raise
     if not isinstance(splits, DataSplits):
-        raise TypeError(f"The data set {spec!r} returned {type(splits).__name__}: a registered function must return `DataSplits`.")
+        raise TypeError(
+            f"The data set {spec!r} returned {type(splits).__name__}: a registered function must return `DataSplits`."
+        )
     info = splits.info
-    if image_size is not None and info.kind == "image" and "image_size" not in spec and info.shape[1:] != size_pair(image_size):
-        raise ValueError(f"The images of {info.name} are {info.shape[1]}x{info.shape[2]}; image_size={image_size} is not available. Leave it out.")
+    if (
+        image_size is not None
+        and info.kind == "image"
+        and "image_size" not in spec
+        and info.shape[1:] != size_pair(image_size)
+    ):
+        raise ValueError(
+            f"The images of {info.name} are {info.shape[1]}x{info.shape[2]}; image_size={image_size} is not available."
+            f" Leave it out."
+        )
     if channels is not None and info.kind == "image" and "channels" not in spec and info.channels != channels:
-        raise ValueError(f"The images of {info.name} have {info.channels} channel(s); channels={channels} is not available. Leave it out.")
+        raise ValueError(
+            f"The images of {info.name} have {info.channels} channel(s); channels={channels} is not available. Leave it"
+            f" out."
+        )
     return splits

@@ -17,11 +17,14 @@ N_TRAIN = 1500
 def digits() -> DataSplits:
     """Handwritten digits, 8x8, 17 grey levels (embedded; 1,500 train, 297 test).
 
-    The test set of the UCI "Optical Recognition of Handwritten Digits" data (Alpaydin and Kaynak 1998), as scikit-learn distributes it,
-    in its order: the first 1,500 are for training, the last 297 for testing. All ten classes are about equally frequent in both parts.
-    Made by `tools/make_digits_asset.py`.
+    The test set of the UCI "Optical Recognition of Handwritten Digits" data (Alpaydin and Kaynak 1998), as scikit-learn
+    distributes it, in its order: the first 1,500 are for training, the last 297 for testing. All ten classes are about
+    equally frequent in both parts. Made by `tools/make_digits_asset.py`.
     """
-    with resources.files("sde_score").joinpath("assets/digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
+    with (
+        resources.files("sde_score").joinpath("assets/digits.npz").open("rb") as file,
+        np.load(file, allow_pickle=False) as stored,
+    ):
         x = torch.from_numpy(stored["images"]).unsqueeze(1)
         y = torch.from_numpy(stored["labels"]).long()
     info = DataInfo("digits", (1, 8, 8), num_classes=10, levels=17, kind="image", class_names=tuple("0123456789"))

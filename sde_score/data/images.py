@@ -29,7 +29,7 @@ class BrokenImage(ValueError):
     """An image file that cannot be read; the message names the file."""
 
 
-# ---------------------------------------------------------------------------------------------------------------- where the bytes are
+# --- where the bytes are
 
 
 class _Source(ABC):
@@ -53,7 +53,8 @@ class _Folder(_Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         found = []
-        # os.walk with links followed: data sets are often put together from them. Sorted, for the same order on every file system.
+        # os.walk with links followed: data sets are often put together from them. Sorted, for the same order on every
+        # file system.
         for folder, _, files in os.walk(path, followlinks=True):
             found += [(Path(folder) / file).relative_to(path).as_posix() for file in files]
         self.seen = len(found)
@@ -85,17 +86,22 @@ def _open_source(path: str | os.PathLike) -> _Folder | _Zip:
     if not where.exists():
         near = next((parent for parent in where.absolute().parents if parent.is_dir()), None)
         raise FileNotFoundError(
-            f"There is no folder or .zip of images at {str(path)!r} (looked for {where.absolute()}; {near} exists). Check the path."
+            f"There is no folder or .zip of images at {str(path)!r} (looked for {where.absolute()}; {near} exists)."
+            f" Check the path."
         )
     if not where.is_dir() and where.suffix.lower() != ".zip":
-        raise ValueError(f"{str(path)!r} is neither a folder nor a .zip of images. Put the images into a folder and give that.")
+        raise ValueError(
+            f"{str(path)!r} is neither a folder nor a .zip of images. Put the images into a folder and give that."
+        )
     source = _Folder(where) if where.is_dir() else _Zip(where)
     if not source.names:
-        raise ValueError(f"There are no images in {str(path)!r}: {source.seen} file(s) seen, none of them {', '.join(SUFFIXES)}.")
+        raise ValueError(
+            f"There are no images in {str(path)!r}: {source.seen} file(s) seen, none of them {', '.join(SUFFIXES)}."
+        )
     return source
 
 
-# ------------------------------------------------------------------------------------------------------------------ one image
+# --- one image
 
 
 def _explain(name: str, error: Exception) -> str:
@@ -117,7 +123,8 @@ def _opened(source: _Source, name: str, use: Callable[[Any], Any]) -> Any:
 
 
 def _header(image: Any) -> tuple[int, int, int]:
-    """(height, width, channels) of an opened image, as it will be shown: turned by its EXIF orientation; 1 channel where it is grey."""
+    """(height, width, channels) of an opened image, as it will be shown: turned by its EXIF orientation; 1 channel
+    where it is grey."""
     width, height = image.size
     # Asking a PNG for EXIF that it has not shown yet would decode the whole of it.
     exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
@@ -136,7 +143,9 @@ def _eight_bit(image: Any) -> Any:
     if image.mode.startswith("I"):  # Pillow itself would clip 16-bit values at 255
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError("holds values outside 0 .. 65535; save such data as a .npy array and use `array(path=...)`")
+            raise ValueError(
+                "holds values outside 0 .. 65535; save such data as a .npy array and use `array(path=...)`"
+            )
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
@@ -158,8 +167,8 @@ def centre_crop(image: Any, side: int) -> Any:
 
 
 def to_tensor(image: Any, size: tuple[int, int], channels: int) -> Tensor:
-    """A Pillow image as uint8 `(channels, H, W)`: the largest central part of the right proportions, resized by an antialiased
-    bicubic filter whose overshoot is clamped to 0 .. 255."""
+    """A Pillow image as uint8 `(channels, H, W)`: the largest central part of the right proportions, resized by an
+    antialiased bicubic filter whose overshoot is clamped to 0 .. 255."""
     from PIL import Image
 
     image = _eight_bit(image)
@@ -174,11 +183,14 @@ def to_tensor(image: Any, size: tuple[int, int], channels: int) -> Tensor:
     return values.unsqueeze(0) if channels == 1 else values.permute(2, 0, 1).contiguous()
 
 
-# ------------------------------------------------------------------------------------------------------------------ many images
+# --- many images
 
 
-def _map_images(function: Callable[[str], Any], names: Sequence[str], on_error: str, where: Path) -> tuple[list[str], list[Any]]:
-    """`function(name)` on threads (Pillow decodes without the interpreter lock); broken images are skipped and named, or refused."""
+def _map_images(
+    function: Callable[[str], Any], names: Sequence[str], on_error: str, where: Path
+) -> tuple[list[str], list[Any]]:
+    """`function(name)` on threads (Pillow decodes without the interpreter lock); broken images are skipped and named,
+    or refused."""
 
     def attempt(name: str) -> Any:
         try:
@@ -195,7 +207,9 @@ def _map_images(function: Callable[[str], Any], names: Sequence[str], on_error: 
             f" Repair or remove them, or leave them out with on_error='skip'."
         )
     if broken:
-        warnings.warn(f"Left out {len(broken)} of {len(names)} images in {str(where)!r}: {_listing(broken)}.", stacklevel=4)
+        warnings.warn(
+            f"Left out {len(broken)} of {len(names)} images in {str(where)!r}: {_listing(broken)}.", stacklevel=4
+        )
     if len(broken) == len(names):
         raise ValueError(f"None of the {len(names)} images in {str(where)!r} can be read.")
     good = [(name, result) for name, result in zip(names, results) if not isinstance(result, BrokenImage)]
@@ -216,7 +230,8 @@ def _decide_size(headers: dict[str, tuple[int, int, int]], image_size: int | Seq
     if len(sizes) > 1:
         (first, one), (second, other) = list(sizes.items())[:2]
         raise ValueError(
-            f"The images have {len(sizes)} different sizes ({one} is {first[0]}x{first[1]}, {other} {second[0]}x{second[1]}):"
+            f"The images have {len(sizes)} different sizes ({one} is {first[0]}x{first[1]}, {other}"
+            f" {second[0]}x{second[1]}):"
             " say to which size to bring them, for example image_size=64 or image_size=(48, 80)."
         )
     return next(iter(sizes))
@@ -238,15 +253,29 @@ def _labels(parts: Sequence[tuple[str, ...]]) -> list[str] | None:
 
 
 def _official(parts: Sequence[tuple[str, ...]]) -> list[bool] | None:
-    """Whether each image belongs to the test part, where the top folders are called train and test (or val); else `None`."""
+    """Whether each image belongs to the test part, where the top folders are called train and test (or val); else
+    `None`."""
     tops = {p[0].lower() for p in parts if len(p) > 1}
-    if any(len(p) < 2 for p in parts) or not tops & set(TRAIN_FOLDERS) or not tops & set(TEST_FOLDERS) or tops - set(TRAIN_FOLDERS + TEST_FOLDERS):
+    if (
+        any(len(p) < 2 for p in parts)
+        or not tops & set(TRAIN_FOLDERS)
+        or not tops & set(TEST_FOLDERS)
+        or tops - set(TRAIN_FOLDERS + TEST_FOLDERS)
+    ):
         return None
     return [p[0].lower() in TEST_FOLDERS for p in parts]
 
 
-def _make_split(source: _Source, names: list[str], headers: dict, size: tuple[int, int], channels: int, on_error: str, memory_gb: float, title: str) -> tuple[Split, list[str]]:
-    """The images as one split, decoded now if they fit into `memory_gb`, else when asked for; and the names that are in it."""
+def _make_split(
+    source: _Source,
+    names: list[str],
+    size: tuple[int, int],
+    channels: int,
+    on_error: str,
+    memory_gb: float,
+    title: str,
+) -> tuple[Split, list[str]]:
+    """The images as one split, decoded now if they fit into `memory_gb`, else when asked for; and their names."""
 
     def decode(name: str) -> Tensor:
         return _opened(source, name, lambda image: to_tensor(image, size, channels))
@@ -282,40 +311,52 @@ def folder(
 ) -> DataSplits:
     """Your own images: a folder (with its sub-folders) or a .zip.
 
-    Sub-folders at the first level are classes if every image is in one. If they are called `train` and `test` (or `val`), they are the split, and
-    classes are looked for below. Photographs are turned upright, 16 bits become 8, transparency is laid on white.
+    Sub-folders at the first level are classes if every image is in one. If they are called `train` and `test` (or
+    `val`), they are the split, and classes are looked for below. Photographs are turned upright, 16 bits become 8,
+    transparency is laid on white.
 
     Args:
         path: the folder or .zip.
         test_path: another one with the test images; else the top folders, else `holdout`, decide.
-        image_size: a number or (height, width): the largest central part of these proportions is cut out and resized (antialiased bicubic). Not
-            needed when all images have one size.
+        image_size: a number or (height, width): the largest central part of these proportions is cut out and resized
+            (antialiased bicubic). Not needed when all images have one size.
         channels: 1 or 3. By default what the data have: grey if all are grey, else colour.
         on_error: `"raise"` refuses broken images, all of them named; `"skip"` leaves them out with a warning.
         holdout: fraction kept for testing.
-        memory_gb: decoded images up to this size are kept in memory, larger sets are read from the files again and again.
+        memory_gb: decoded images up to this size are kept in memory, larger sets are read from the files again and
+            again.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"`folder(on_error=...)` is 'raise' or 'skip'; got {on_error!r}.")
     if channels not in (None, 1, 3):
-        raise ValueError(f"`folder(channels=...)` is 1 (grey) or 3 (colour); got {channels!r}. Other channel counts: `array(path=...)`.")
+        raise ValueError(
+            f"`folder(channels=...)` is 1 (grey) or 3 (colour); got {channels!r}. Other channel counts:"
+            f" `array(path=...)`."
+        )
     paths = [path] if test_path is None else [path, test_path]
     sources = [_open_source(p) for p in paths]
     names, headers = [], {}
     for source in sources:
-        kept, found = _map_images(lambda name, source=source: _opened(source, name, _header), source.names, on_error, source.path)
+        kept, found = _map_images(
+            lambda name, source=source: _opened(source, name, _header), source.names, on_error, source.path
+        )
         names.append(kept)
         headers.update({f"{source.path}/{name}": header for name, header in zip(kept, found)})
     size = _decide_size(headers, image_size)
     small = [name for name, (height, width, _) in headers.items() if height < size[0] or width < size[1]]
     if small:
-        warnings.warn(f"{len(small)} of {len(headers)} images are smaller than {size[0]}x{size[1]} and are enlarged: {small[0]} first.", stacklevel=2)
+        warnings.warn(
+            f"{len(small)} of {len(headers)} images are smaller than {size[0]}x{size[1]} and are enlarged: {small[0]}"
+            f" first.",
+            stacklevel=2,
+        )
     channels = channels or max(header[2] for header in headers.values())
-    title = Path(path).expanduser().resolve().stem if Path(path).suffix.lower() == ".zip" else Path(path).expanduser().resolve().name
+    place = Path(path).expanduser().resolve()
+    title = place.name if place.is_dir() else place.stem
 
     splits: list[Split] = []
-    for place, source in enumerate(sources):
-        split, names[place] = _make_split(source, names[place], headers, size, channels, on_error, memory_gb, title)
+    for k, source in enumerate(sources):
+        split, names[k] = _make_split(source, names[k], size, channels, on_error, memory_gb, title)
         splits.append(split)
     parts = [_strip_common(n) for n in names]
     is_test = _official(parts[0]) if test_path is None else None

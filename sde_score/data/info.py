@@ -32,7 +32,8 @@ class DataInfo:
         name: what to call it in messages and reports.
         shape: of one sample, channels first: `(D,)`, `(C, L)`, `(C, H, W)` or `(C, D, H, W)`.
         num_classes: how many classes the labels name, `None` without labels.
-        levels: number of grey levels of data stored as integers `0 .. levels-1` in uint8 (256 for 8-bit images), `None` for continuous data.
+        levels: number of grey levels of data stored as integers `0 .. levels-1` in uint8 (256 for 8-bit images), `None`
+            for continuous data.
         kind: `"vector"`, `"series"`, `"image"` or `"volume"`; read from the shape when left out.
         class_names: the names of the classes, in the order of their numbers.
     """
@@ -52,11 +53,17 @@ class DataInfo:
         if self.kind not in KINDS:
             raise ValueError(f"`DataInfo(kind=...)` must be one of {', '.join(KINDS)}; got {self.kind!r}.")
         if not self.shape or min(self.shape) < 1:
-            raise ValueError(f"`DataInfo(shape=...)` must be the positive lengths of one sample's axes; got {self.shape}.")
+            raise ValueError(
+                f"`DataInfo(shape=...)` must be the positive lengths of one sample's axes; got {self.shape}."
+            )
         if self.levels is not None and not 2 <= self.levels <= 256:
-            raise ValueError(f"`DataInfo(levels=...)` must be between 2 and 256, or None for continuous data; got {self.levels}.")
+            raise ValueError(
+                f"`DataInfo(levels=...)` must be between 2 and 256, or None for continuous data; got {self.levels}."
+            )
         if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"`DataInfo(num_classes=...)` must be positive, or None without labels; got {self.num_classes}.")
+            raise ValueError(
+                f"`DataInfo(num_classes=...)` must be positive, or None without labels; got {self.num_classes}."
+            )
 
     @property
     def channels(self) -> int:
@@ -90,9 +97,11 @@ class Scaler:
 
     Discrete data, stored as levels k in `0 .. K-1` (uint8), first become points of the unit cube, then model numbers:
 
-        u = (k + U) / K,  U ~ Uniform[0, 1)      with `dequantize` (Theis et al. 2016, section 3.1): a density for which bits/dim has a meaning
-        u = k / (K - 1)                          without: the published training convention
+        u = (k + U) / K,  U ~ Uniform[0, 1)    with `dequantize` (Theis et al. 2016, section 3.1)
+        u = k / (K - 1)                        without: the published training convention
         x = 2 u - 1  if `centered`,  else  x = u
+
+    Only dequantised data have a density, so only with `dequantize` do bits/dim have a meaning.
 
     Continuous data are standardised: x = (v - mean) / std.
 
@@ -127,11 +136,18 @@ class Scaler:
                 except RuntimeError:
                     fits = False
                 if not fits:
-                    raise ValueError(f"`Scaler({name}=...)` of shape {tuple(value.shape)} does not broadcast to a sample, {self.shape}.")
+                    raise ValueError(
+                        f"`Scaler({name}=...)` of shape {tuple(value.shape)} does not broadcast to a sample,"
+                        f" {self.shape}."
+                    )
             if not (torch.isfinite(self.mean).all() and torch.isfinite(self.std).all() and (self.std > 0).all()):
-                raise ValueError(f"`Scaler` needs a finite mean and a finite, positive std; got mean={mean}, std={std}.")
+                raise ValueError(
+                    f"`Scaler` needs a finite mean and a finite, positive std; got mean={mean}, std={std}."
+                )
         elif self.mean.ne(0).any() or self.std.ne(1).any():
-            raise ValueError("`Scaler(mean=..., std=...)` are for continuous data; data with levels are scaled by `centered`.")
+            raise ValueError(
+                "`Scaler(mean=..., std=...)` are for continuous data; data with levels are scaled by `centered`."
+            )
 
     def _affine(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """(shift, scale) of x_model = (x_data - shift) / scale."""
@@ -142,7 +158,10 @@ class Scaler:
 
     def _check(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"This scaler is for samples of shape {self.shape}, a batch of shape (B, {', '.join(map(str, self.shape))}); got {tuple(x.shape)}.")
+            raise ValueError(
+                f"This scaler is for samples of shape {self.shape}, a batch of shape (B,"
+                f" {', '.join(map(str, self.shape))}); got {tuple(x.shape)}."
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Unit cube (discrete data) or raw values (continuous data) -> model space, `(B, *)`."""
@@ -165,14 +184,15 @@ class Scaler:
 
     @property
     def log_det_levels(self) -> float:
-        """As `log_det`, for a density over the data's own units: per grey level if the data are discrete (unit cube -> [0, K)).
+        """As `log_det`, for a density over the data's own units: per grey level if the data are discrete.
 
-        With uniform dequantisation, -(log p_model + log_det_levels) / (D log 2) is the upper bound of the bits/dim of the discrete data.
+        With uniform dequantisation, -(log p_model + log_det_levels) / (D log 2) is the upper bound of the bits/dim of
+        the discrete data.
         """
         return self.log_det - (math.prod(self.shape) * math.log(self.levels) if self.levels is not None else 0.0)
 
     def dequantize(self, x: Tensor, noise: NoiseFn) -> Tensor:
-        """Levels `(B, *)` -> points of the unit cube: u = (level + U) / levels, U ~ Uniform[0, 1) drawn from `noise`."""
+        """Levels `(B, *)` -> points of the unit cube: u = (level + U) / levels, U ~ Uniform[0, 1) from `noise`."""
         self._check_levels(x)
         level = x.to(torch.float32)
         return (level + draw_uniform(noise, level)) / self.levels
@@ -182,25 +202,33 @@ class Scaler:
         if self.levels is None:
             raise ValueError("These data are continuous: there are no grey levels to dequantise. Call `forward`.")
         if x.is_floating_point():
-            raise ValueError(f"Grey levels are integers 0 .. {self.levels - 1} (uint8); got {x.dtype}. Points of the unit cube go to `forward`.")
+            raise ValueError(
+                f"Grey levels are integers 0 .. {self.levels - 1} (uint8); got {x.dtype}. Points of the unit cube go to"
+                f" `forward`."
+            )
 
     def encode(self, x: Tensor, noise: NoiseFn | None = None) -> Tensor:
         """Stored data -> model space, the one call that training needs.
 
-        Discrete data are dequantised with `noise`; without noise each level becomes the centre of its cell, (level + 1/2) / levels.
-        A scaler made with `dequantize=False` maps level to level / (levels - 1), whatever the noise. Continuous data go through `forward`.
+        Discrete data are dequantised with `noise`; without noise each level becomes the centre of its cell,
+        (level + 1/2) / levels. A scaler made with `dequantize=False` maps level to level / (levels - 1), whatever the
+        noise. Continuous data go through `forward`.
         """
         if self.levels is None:
             return self.forward(x if x.is_floating_point() else x.to(torch.float32))
         self._check_levels(x)
         if not self.dequantizes:
             return self.forward(x.to(torch.float32) / (self.levels - 1))
-        return self.forward(self.dequantize(x, noise) if noise is not None else (x.to(torch.float32) + 0.5) / self.levels)
+        return self.forward(
+            self.dequantize(x, noise) if noise is not None else (x.to(torch.float32) + 0.5) / self.levels
+        )
 
     def _nearest_cell(self, x: Tensor) -> Tensor:
         """Model space -> the level, as a real number whose nearest integer is the stored one."""
         if self.levels is None:
-            raise ValueError("These data are continuous and have no grey levels. Call `inverse` to get values in the data's units.")
+            raise ValueError(
+                "These data are continuous and have no grey levels. Call `inverse` to get values in the data's units."
+            )
         if not torch.isfinite(x).all():
             raise ValueError("Cannot turn NaN or infinite values into grey levels: the samples are broken.")
         u = self.inverse(x)
@@ -234,5 +262,7 @@ class Scaler:
 
     def __repr__(self) -> str:
         if self.levels is not None:
-            return f"Scaler({self.shape}, levels={self.levels}, centered={self.centered}, dequantize={self.dequantizes})"
+            return (
+                f"Scaler({self.shape}, levels={self.levels}, centered={self.centered}, dequantize={self.dequantizes})"
+            )
         return f"Scaler({self.shape}, mean={self.mean.tolist()}, std={self.std.tolist()})"

@@ -1,8 +1,9 @@
-"""Batches in an order that is a pure function of (seed, step): to resume a run, ask for the next step. There is no loader state.
+"""Batches in an order that is a pure function of (seed, step): to resume a run, ask for the next step.
 
-Training reads an endless sequence of samples: a permutation of the data set for each epoch, one after the other, with no gap and no
-leftover at the borders. A sample's place in that sequence is its *position*; step s of batch size B covers positions s B .. s B + B - 1, and rank
-r of w processes the r-th of w equal parts of them. So the number of processes and of micro-batches does not change what is learnt from.
+There is no loader state. Training reads an endless sequence of samples: a permutation of the data set for each epoch,
+one after the other, with no gap and no leftover at the borders. A sample's place in that sequence is its *position*;
+step s of batch size B covers positions s B .. s B + B - 1, and rank r of w processes the r-th of w equal parts of them.
+So the number of processes and of micro-batches does not change what is learnt from.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _ORDER, _FLIP = 0x0DE5, 0xF11B
 
 
 class Batch(NamedTuple):
-    """Samples `x: (B, *)`, labels `y: (B,)` or `None`, and their positions `(B,)`: the numbers that noise seeds should use."""
+    """Samples `x: (B, *)`, labels `y: (B,)` or `None`, and their positions `(B,)`: the numbers for noise seeds."""
 
     x: Tensor
     y: Tensor | None
@@ -36,7 +37,7 @@ def _permutation(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def indices_at(positions: Tensor, n: int, seed: int) -> Tensor:
-    """The sample numbers `(B,)` at `positions: (B,)` of the endless sequence: place p mod n of the permutation of epoch p // n."""
+    """The sample numbers `(B,)` at `positions: (B,)`: place p mod n of the permutation of epoch p // n."""
     if n < 1:
         raise ValueError("The split is empty: there is nothing to draw batches from.")
     epochs, places = positions // n, positions % n
@@ -48,7 +49,7 @@ def indices_at(positions: Tensor, n: int, seed: int) -> Tensor:
 
 
 def batch_positions(step: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Tensor:
-    """The positions that `rank` reads at `step`: a contiguous part of step * batch_size .. (step + 1) * batch_size - 1."""
+    """The positions that `rank` reads at `step`: its part of step * batch_size .. (step + 1) * batch_size - 1."""
     if step < 0:
         raise ValueError(f"Steps count from 0; got {step}.")
     low, high = batch_size * rank // world_size, batch_size * (rank + 1) // world_size
@@ -56,12 +57,12 @@ def batch_positions(step: int, batch_size: int, *, rank: int = 0, world_size: in
 
 
 def batch_indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
-    """The sample numbers `(batch_size,)` of a whole step, over all ranks. Works across epochs, also when batch_size > n."""
+    """The sample numbers `(batch_size,)` of a whole step, over all ranks; it may span several epochs."""
     return indices_at(batch_positions(step, batch_size), n, seed)
 
 
 def flip_mask(seed: int, positions: Tensor) -> Tensor:
-    """Whether the sample at each position is mirrored, `(B,)` bool: a fair coin that is a function of (seed, position) only."""
+    """Whether the sample at each position is mirrored, `(B,)` bool: a fair coin, a function of (seed, position)."""
     return torch.tensor([mix_seed(seed, _FLIP, p) & 1 == 1 for p in positions.tolist()], dtype=torch.bool)
 
 
@@ -75,9 +76,11 @@ class BatchLoader:
         rank, world_size: this process, and how many there are.
         accumulate: micro-batches per step and rank (gradient accumulation), see `micro_batches`.
         flip: mirror half of the images left to right, at random.
-        workers: threads that read ahead of the step asked for; 0 reads when asked. Worth it where samples are decoded from files.
+        workers: threads that read ahead of the step asked for; 0 reads when asked. Worth it where samples are decoded
+            from files.
 
-    Raises `ValueError` when the batch does not divide evenly: unequal parts would weigh samples unequally in the mean gradient.
+    Raises `ValueError` when the batch does not divide evenly: unequal parts would weigh samples unequally in the mean
+    gradient.
     """
 
     def __init__(
@@ -93,13 +96,16 @@ class BatchLoader:
         workers: int = 0,
     ) -> None:
         if not 0 <= rank < world_size:
-            raise ValueError(f"`BatchLoader(rank=..., world_size=...)` needs 0 <= rank < world_size; got {rank} and {world_size}.")
+            raise ValueError(
+                f"`BatchLoader(rank=..., world_size=...)` needs 0 <= rank < world_size; got {rank} and {world_size}."
+            )
         if len(split) < 1:
             raise ValueError(f"{split.name} is empty: there is nothing to draw batches from.")
         parts = world_size * accumulate
         if batch_size < 1 or accumulate < 1 or batch_size % parts:
             raise ValueError(
-                f"`BatchLoader(batch_size={batch_size})` must be a positive multiple of world_size * accumulate = {world_size} * {accumulate}."
+                f"`BatchLoader(batch_size={batch_size})` must be a positive multiple of world_size * accumulate ="
+                f" {world_size} * {accumulate}."
                 f" Write batch_size={max(1, round(batch_size / max(1, parts))) * max(1, parts)}."
             )
         self.split, self.batch_size, self.seed = split, batch_size, seed
@@ -113,13 +119,17 @@ class BatchLoader:
         x, y = self.split[indices_at(positions, len(self.split), self.seed)]
         if self.flip:
             if x.ndim != 4:
-                raise ValueError(f"`BatchLoader(flip=True)` mirrors images, (B, C, H, W); {self.split.name} has batches of shape {tuple(x.shape)}.")
+                raise ValueError(
+                    f"`BatchLoader(flip=True)` mirrors images, (B, C, H, W); {self.split.name} has batches of shape"
+                    f" {tuple(x.shape)}."
+                )
             mask = flip_mask(self.seed, positions).view(-1, 1, 1, 1)
             x = torch.where(mask, x.flip(-1), x)
         return Batch(x, y, positions)
 
     def batch(self, step: int) -> Batch:
-        """This rank's samples of `step`: `(x, y, positions)`. A pure function of the constructor's arguments and `step`."""
+        """This rank's samples of `step`: `(x, y, positions)`. A pure function of the constructor's arguments and
+        `step`."""
         if self._pool is None:
             return self._fetch(step)
         wanted = range(step, step + self.workers + 1)
@@ -149,10 +159,13 @@ class BatchLoader:
             self._pool, self._ahead = None, {}
 
 
-def iterate(split: Split, batch_size: int, *, rank: int = 0, world_size: int = 1, limit: int | None = None) -> Iterator[Batch]:
-    """A split once, in order, for evaluation: the last batch may be smaller, nothing is dropped; positions are sample numbers.
+def iterate(
+    split: Split, batch_size: int, *, rank: int = 0, world_size: int = 1, limit: int | None = None
+) -> Iterator[Batch]:
+    """A split once, in order, for evaluation: the last batch may be smaller, nothing is dropped.
 
-    `limit` stops after so many samples. With several ranks each reads its part of every batch; a part may be empty and is then left out.
+    Positions are sample numbers. `limit` stops after so many samples. With several ranks each reads its part of every
+    batch; a part may be empty and is then left out.
     """
     if batch_size < 1:
         raise ValueError(f"`iterate(batch_size=...)` must be positive; got {batch_size}.")

@@ -1,6 +1,7 @@
 """The data sets that torchvision fetches and unpacks: MNIST, Fashion-MNIST, CIFAR-10, SVHN, CelebA, LSUN.
 
-The IDX files of the two MNISTs are read here, so that files on the disk, gzipped or not, need neither torchvision nor the network.
+The IDX files of the two MNISTs are read here, so that files on the disk, gzipped or not, need neither torchvision nor
+the network.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ IDX_FILES = {
 
 
 def read_idx(path: Path) -> Tensor:
-    """A uint8 IDX file (`.gz` or not) as a tensor: two zero bytes, type 8, number of axes, big-endian lengths, then the values."""
+    """A uint8 IDX file (`.gz` or not) as a tensor.
+
+    Two zero bytes, type 8, number of axes, the lengths as big-endian 32-bit integers, then the values.
+    """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -37,10 +41,16 @@ def read_idx(path: Path) -> Tensor:
     axes = content[3] if len(content) > 3 and content[:3] == b"\0\0\x08" else 0
     start = 4 + 4 * axes
     if not axes or len(content) < start:
-        raise ValueError(f"{str(path)!r} is not an IDX file of bytes: it begins with {content[:4].hex(' ') or 'nothing'}. Delete it and fetch it again.")
+        raise ValueError(
+            f"{str(path)!r} is not an IDX file of bytes: it begins with {content[:4].hex(' ') or 'nothing'}. Delete it"
+            f" and fetch it again."
+        )
     shape = struct.unpack(f">{axes}I", content[4:start])
     if len(content) - start != math.prod(shape):
-        raise ValueError(f"{str(path)!r} should hold {math.prod(shape)} bytes of data and holds {len(content) - start}: it is cut short. Fetch it again.")
+        raise ValueError(
+            f"{str(path)!r} should hold {math.prod(shape)} bytes of data and holds {len(content) - start}: it is cut"
+            f" short. Fetch it again."
+        )
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
 
 
@@ -65,11 +75,19 @@ def _fetch(make: Callable[..., Any], name: str, root: Path, download: bool, **se
     except ImportError:
         raise
     except (OSError, RuntimeError) as error:  # no network, no files, wrong checksum
-        advice = "Check the network, or put the files there by hand." if download else f'Write "{name}(download=True)" to fetch it.'
-        raise FileNotFoundError(f"Cannot load {name} from {str(root)!r}: {error} {advice} Another folder: `root`.") from error
+        advice = (
+            "Check the network, or put the files there by hand."
+            if download
+            else f'Write "{name}(download=True)" to fetch it.'
+        )
+        raise FileNotFoundError(
+            f"Cannot load {name} from {str(root)!r}: {error} {advice} Another folder: `root`."
+        ) from error
 
 
-def _mnist_like(name: str, class_name: str, root: str | os.PathLike | None, download: bool, class_names: tuple[str, ...]) -> DataSplits:
+def _mnist_like(
+    name: str, class_name: str, root: str | os.PathLike | None, download: bool, class_names: tuple[str, ...]
+) -> DataSplits:
     folder = data_root(root)
     places = [folder / class_name / "raw", folder / class_name, folder]
     found = _find_idx(places)
@@ -81,14 +99,18 @@ def _mnist_like(name: str, class_name: str, root: str | os.PathLike | None, down
     if found is None:
         looked = ", ".join(str(place) for place in places)
         raise FileNotFoundError(
-            f"{name}: the four files {', '.join(n for pair in IDX_FILES.values() for n in pair)} (or their .gz) are in none of {looked}."
+            f"{name}: the four files {', '.join(n for pair in IDX_FILES.values() for n in pair)} (or their .gz) are in"
+            f" none of {looked}."
             f' Write "{name}(download=True)" to fetch them, or give their folder as `root`.'
         )
     parts = {}
     for part, (images, labels) in IDX_FILES.items():
         x, y = read_idx(found[images]), read_idx(found[labels])
         if x.ndim != 3 or y.shape != x.shape[:1]:
-            raise ValueError(f"{name}: {found[images].name} has shape {tuple(x.shape)}, {found[labels].name} {tuple(y.shape)}: they do not belong together.")
+            raise ValueError(
+                f"{name}: {found[images].name} has shape {tuple(x.shape)}, {found[labels].name} {tuple(y.shape)}: they"
+                f" do not belong together."
+            )
         parts[part] = TensorSplit(x.unsqueeze(1), y.long(), name=f"{name}/{part}")
     shape = tuple(parts["train"].x.shape[1:])
     info = DataInfo(name, shape, num_classes=10, levels=256, kind="image", class_names=class_names)
@@ -99,7 +121,8 @@ def _mnist_like(name: str, class_name: str, root: str | os.PathLike | None, down
 def mnist(root: str | os.PathLike | None = None, download: bool = True) -> DataSplits:
     """Handwritten digits, 28x28 grey (60,000 train, 10,000 test).
 
-    Reads the four IDX files, also gzipped, from `<root>/MNIST/raw`, `<root>/MNIST` or `<root>`, without network; else torchvision fetches them.
+    Reads the four IDX files, also gzipped, from `<root>/MNIST/raw`, `<root>/MNIST` or `<root>`, without network; else
+    torchvision fetches them.
     """
     return _mnist_like("mnist", "MNIST", root, download, tuple("0123456789"))
 
@@ -126,7 +149,10 @@ def cifar10(root: str | os.PathLike | None = None, download: bool = True) -> Dat
 
 @DATASETS.register("svhn")
 def svhn(root: str | os.PathLike | None = None, download: bool = True, extra: bool = False) -> DataSplits:
-    """Street view house numbers, 32x32 RGB, ten classes (73,257 train, 26,032 test; `extra=True` adds 531,131 easier ones)."""
+    """Street view house numbers, 32x32 RGB, ten classes (73,257 train, 26,032 test).
+
+    `extra=True` adds the 531,131 easier ones to the training part.
+    """
     make = _torchvision.load("datasets").SVHN
     parts = []
     for part, names in (("train", ("train", "extra") if extra else ("train",)), ("test", ("test",))):
@@ -143,10 +169,13 @@ def _lazy(source: Any, name: str, prepare: Callable[[Any], Tensor]) -> LazySplit
 
 
 @DATASETS.register("celeba")
-def celeba(root: str | os.PathLike | None = None, download: bool = True, image_size: int | Sequence[int] = 64, crop: int = 140) -> DataSplits:
+def celeba(
+    root: str | os.PathLike | None = None, download: bool = True, image_size: int | Sequence[int] = 64, crop: int = 140
+) -> DataSplits:
     """Faces: the central `crop` x `crop` of the aligned CelebA, resized (162,770 train, 19,962 test; no labels).
 
-    Resized with an antialiased bicubic filter; the published systems use a bilinear one. `crop=0` keeps the largest fitting rectangle.
+    Resized with an antialiased bicubic filter; the published systems use a bilinear one. `crop=0` keeps the largest
+    fitting rectangle.
     """
     from sde_score.data.images import centre_crop, to_tensor
 
@@ -156,23 +185,30 @@ def celeba(root: str | os.PathLike | None = None, download: bool = True, image_s
         return to_tensor(centre_crop(image, crop) if crop else image, size, 3)
 
     parts = [
-        _lazy(_fetch(make, "celeba", data_root(root), download, split=part), f"celeba/{part}", prepare) for part in ("train", "test")
+        _lazy(_fetch(make, "celeba", data_root(root), download, split=part), f"celeba/{part}", prepare)
+        for part in ("train", "test")
     ]
     return DataSplits(parts[0], parts[1], DataInfo("celeba", (3, *size), levels=256, kind="image"))
 
 
 @DATASETS.register("lsun")
-def lsun(category: str = "church_outdoor", root: str | os.PathLike | None = None, image_size: int | Sequence[int] = 128) -> DataSplits:
-    """One LSUN category, for example `church_outdoor` or `bedroom`, cropped and resized (needs the `lmdb` package and the files).
+def lsun(
+    category: str = "church_outdoor", root: str | os.PathLike | None = None, image_size: int | Sequence[int] = 128
+) -> DataSplits:
+    """One LSUN category, cropped and resized (no labels; needs the `lmdb` package and the files).
 
-    torchvision does not download LSUN: unzip `<category>_train_lmdb` and `<category>_val_lmdb` into `<root>`. The validation part is the test split.
+    torchvision does not download LSUN: unzip `<category>_train_lmdb` and `<category>_val_lmdb` into `<root>`. The
+    validation part is the test split. Categories: `bedroom`, `church_outdoor`, `cat` and more.
     """
     from sde_score.data.images import to_tensor
 
     make, size, folder = _torchvision.load("datasets").LSUN, size_pair(image_size), data_root(root)
     missing = [str(p) for p in (folder / f"{category}_{part}_lmdb" for part in ("train", "val")) if not p.is_dir()]
     if missing:
-        raise FileNotFoundError(f"lsun: there is no folder {' and no '.join(missing)}. Unzip the category there, or give the folder as `root`.")
+        raise FileNotFoundError(
+            f"lsun: there is no folder {' and no '.join(missing)}. Unzip the category there, or give the folder as"
+            f" `root`."
+        )
     parts = []
     for part, suffix in (("train", "train"), ("test", "val")):
         try:

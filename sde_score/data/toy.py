@@ -1,7 +1,8 @@
 """Laws in the plane whose density and score are known exactly, at every noise level of a linear SDE.
 
-A linear SDE turns data x0 into x_t = m x0 + s z, z ~ N(0, I), with m and s from `sde.marginal_coeffs(t)`. For a mixture of Gaussians and
-for uniform rectangles the law of x_t is known in closed form, so a sampler's output can be held against the truth, by `log_prob_t` and `score_t`.
+A linear SDE turns data x0 into x_t = m x0 + s z, z ~ N(0, I), with m and s from `sde.marginal_coeffs(t)`. For a mixture
+of Gaussians and for uniform rectangles the law of x_t is known in closed form, so a sampler's output can be held
+against the truth, by `log_prob_t` and `score_t`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Law(ABC):
 
     @abstractmethod
     def log_prob_t(self, x: Tensor, mean_coeff: float | Tensor, std: float | Tensor) -> Tensor:
-        """log density at `x: (B, D)` of mean_coeff * x0 + std * z, in nats, `(B,)`; coefficients are numbers or `(B,)`."""
+        """log density at `x: (B, D)` of mean_coeff * x0 + std * z, in nats, `(B,)`; coefficients are numbers or
+        `(B,)`."""
 
     @abstractmethod
     def score_t(self, x: Tensor, mean_coeff: float | Tensor, std: float | Tensor) -> Tensor:
@@ -75,7 +77,9 @@ class MixtureLaw(Law):
         labels: `(K,)` int64, the class of each component; by default its number.
     """
 
-    def __init__(self, means: Tensor, stds: float | Tensor, weights: Tensor | None = None, labels: Tensor | None = None) -> None:
+    def __init__(
+        self, means: Tensor, stds: float | Tensor, weights: Tensor | None = None, labels: Tensor | None = None
+    ) -> None:
         self.means = torch.as_tensor(means, dtype=torch.float64)
         if self.means.ndim != 2:
             raise ValueError(f"`MixtureLaw(means=...)` has shape (K, D); got {tuple(self.means.shape)}.")
@@ -119,14 +123,16 @@ class MixtureLaw(Law):
 class Checkerboard(Law):
     """Uniform on the dark squares of a board over [-width/2, width/2]^2, blurred by N(0, blur^2 I).
 
-    On one square [a, b] x [c, d] the noisy density is a product over the axes of (Phi((b m - x)/s) - Phi((a m - x)/s)) / (m (b - a)), with
-    s^2 = m^2 blur^2 + std^2. The blur makes the data's own score finite; with `blur=0` the score is 0 inside the squares and does not
-    exist elsewhere (`ValueError`).
+    On one square [a, b] x [c, d] the noisy density is a product over the axes of (Phi((b m - x)/s) - Phi((a m - x)/s))
+    / (m (b - a)), with s^2 = m^2 blur^2 + std^2. The blur makes the data's own score finite; with `blur=0` the score is
+    0 inside the squares and does not exist elsewhere (`ValueError`).
     """
 
     def __init__(self, squares: int = 4, width: float = 4.0, blur: float = 0.02) -> None:
         if squares < 2 or not width > 0 or not blur >= 0:
-            raise ValueError(f"`Checkerboard` needs squares >= 2, width > 0, blur >= 0; got {squares}, {width}, {blur}.")
+            raise ValueError(
+                f"`Checkerboard` needs squares >= 2, width > 0, blur >= 0; got {squares}, {width}, {blur}."
+            )
         self.squares, self.width, self.blur = squares, float(width), float(blur)
         self.edges = torch.linspace(-width / 2, width / 2, squares + 1, dtype=torch.float64)
         i, j = torch.meshgrid(torch.arange(squares), torch.arange(squares), indexing="ij")
@@ -142,7 +148,9 @@ class Checkerboard(Law):
             x = x + self.blur * noise(torch.empty(n, 2)).double()
         return x.float(), k
 
-    def _bounds(self, x: Tensor, mean_coeff: float | Tensor, std: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _bounds(
+        self, x: Tensor, mean_coeff: float | Tensor, std: float | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Edges a, b `(B or 1, 1, S)`, x as `(B, 2, 1)` and s `(B or 1, 1, 1)`."""
         self._check(x)
         m, s = _column(mean_coeff, x), _column(std, x)
@@ -181,7 +189,10 @@ class Checkerboard(Law):
         log_terms = self._squares(log_intervals)
         outside = log_terms.logsumexp(1).isneginf()
         if outside.any():
-            raise ValueError(f"Without noise the density is 0 at {int(outside.sum())} of {len(x)} points: no score there. Use `Checkerboard(blur=0.02)`.")
+            raise ValueError(
+                f"Without noise the density is 0 at {int(outside.sum())} of {len(x)} points: no score there. Use"
+                f" `Checkerboard(blur=0.02)`."
+            )
         shares = log_terms.softmax(1)
         i, j = self.dark.to(x.device).T
         return torch.stack([(shares * slope[:, 0, i]).sum(1), (shares * slope[:, 1, j]).sum(1)], 1).to(x.dtype)
@@ -203,8 +214,8 @@ def mixture_grid_law(side: int = 3, spacing: float = 1.5, std: float = 0.15) -> 
 def two_moons_law(std: float = 0.1, components: int = 128) -> MixtureLaw:
     """Two half circles of radius 1, interlocked and centred, with Gaussian noise.
 
-    Each arc is a chain of `components` equal Gaussians: a mixture, so everything is exact, and with the default spacing of 0.025 against
-    a width of 0.1 no different to the eye or to a test from the noisy arc.
+    Each arc is a chain of `components` equal Gaussians: a mixture, so everything is exact, and with the default spacing
+    of 0.025 against a width of 0.1 no different to the eye or to a test from the noisy arc.
     """
     angle = (torch.arange(components, dtype=torch.float64) + 0.5) * math.pi / components
     upper = torch.stack([angle.cos(), angle.sin()], 1)
@@ -215,10 +226,14 @@ def two_moons_law(std: float = 0.1, components: int = 128) -> MixtureLaw:
 
 
 def swiss_roll_law(std: float = 0.08, components: int = 512) -> MixtureLaw:
-    """A spiral r = angle / (2.25 pi), from angle 1.5 pi to 4.5 pi, with Gaussian noise: a chain of `components` equal Gaussians."""
+    """A spiral r = angle / (2.25 pi), angle from 1.5 pi to 4.5 pi, as a chain of `components` equal Gaussians."""
     angle = 1.5 * math.pi + 3 * math.pi * (torch.arange(components, dtype=torch.float64) + 0.5) / components
     radius = angle / (2.25 * math.pi)
-    return MixtureLaw(torch.stack([radius * angle.cos(), radius * angle.sin()], 1), std, labels=torch.zeros(components, dtype=torch.int64))
+    return MixtureLaw(
+        torch.stack([radius * angle.cos(), radius * angle.sin()], 1),
+        std,
+        labels=torch.zeros(components, dtype=torch.int64),
+    )
 
 
 def law_splits(law: Law, name: str, *, n_train: int, n_test: int, seed: int, labels: bool) -> DataSplits:
@@ -236,7 +251,13 @@ def law_splits(law: Law, name: str, *, n_train: int, n_test: int, seed: int, lab
 
 @DATASETS.register("mixture_grid")
 def mixture_grid(
-    side: int = 3, spacing: float = 1.5, std: float = 0.15, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0, labels: bool = False
+    side: int = 3,
+    spacing: float = 1.5,
+    std: float = 0.15,
+    n_train: int = 50_000,
+    n_test: int = 10_000,
+    seed: int = 0,
+    labels: bool = False,
 ) -> DataSplits:
     """2-D: a grid of equal Gaussians (exact density and score; labels: which one)."""
     law = mixture_grid_law(side, spacing, std)
@@ -244,7 +265,9 @@ def mixture_grid(
 
 
 @DATASETS.register("two_moons")
-def two_moons(std: float = 0.1, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0, labels: bool = False) -> DataSplits:
+def two_moons(
+    std: float = 0.1, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0, labels: bool = False
+) -> DataSplits:
     """2-D: two interlocked half circles (exact density and score; labels: which one)."""
     return law_splits(two_moons_law(std), "two_moons", n_train=n_train, n_test=n_test, seed=seed, labels=labels)
 
@@ -257,7 +280,13 @@ def swiss_roll(std: float = 0.08, n_train: int = 50_000, n_test: int = 10_000, s
 
 @DATASETS.register("checkerboard")
 def checkerboard(
-    squares: int = 4, width: float = 4.0, blur: float = 0.02, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0, labels: bool = False
+    squares: int = 4,
+    width: float = 4.0,
+    blur: float = 0.02,
+    n_train: int = 50_000,
+    n_test: int = 10_000,
+    seed: int = 0,
+    labels: bool = False,
 ) -> DataSplits:
     """2-D: the dark squares of a board (exact density and score; labels: which square)."""
     law = Checkerboard(squares, width, blur)

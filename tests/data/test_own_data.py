@@ -75,7 +75,8 @@ def test_lazy_reading_equals_reading_at_once(images):
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 30), (5, 3)])
 def test_resizing_keeps_constants_proportions_and_range(tmp_path, size):
-    """A constant stays constant, the centre is kept, and a sharp edge's overshoot is clamped instead of wrapping round."""
+    """A constant stays constant, the centre is kept, and a sharp edge's overshoot is clamped instead of wrapping
+    round."""
     values = np.zeros((80, 40, 3), np.uint8)
     values[:, 20:] = 255
     Image.fromarray(values).save(tmp_path / "edge.png")
@@ -109,7 +110,9 @@ def test_grey_stays_grey_and_modes_are_converted(tmp_path):
     splits = load_dataset(str(tmp_path), holdout=0.5)
     assert splits.info.shape == (1, 8, 8)
     x = torch.cat([everything(splits.train)[0], everything(splits.test)[0]])
-    assert any(np.abs(v[0].numpy().astype(float) * 257 - deep).max() <= 129 for v in x), "16 bits are scaled, not clipped"
+    assert any(np.abs(v[0].numpy().astype(float) * 257 - deep).max() <= 129 for v in x), (
+        "16 bits are scaled, not clipped"
+    )
     Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "clear.png")
     colour = load_dataset(str(tmp_path), holdout=0.3)
     assert colour.info.shape == (3, 8, 8)
@@ -194,7 +197,7 @@ def test_names_are_suggested_and_impossible_sizes_refused():
     assert load_dataset("digits", image_size=8, channels=1, root="x", download=False).info.name == "digits"
 
 
-# ------------------------------------------------------------------------------------------------------------------------ arrays
+# --- arrays
 
 
 @pytest.mark.parametrize(
@@ -314,7 +317,7 @@ def test_a_malicious_pickle_is_not_run(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------------- real images
+# --- real images
 
 
 def test_cifar_zip(shared_data_dir):

@@ -171,7 +171,9 @@ def test_a_torchvision_that_does_not_match_is_explained(monkeypatch):
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr(_torchvision.importlib, "import_module", broken)
-    with pytest.raises(ImportError, match=r"torchvision \d.* does not match torch \d.*Install both from the same index"):
+    with pytest.raises(
+        ImportError, match=r"torchvision \d.* does not match torch \d.*Install both from the same index"
+    ):
         _torchvision.load("datasets")
     monkeypatch.setattr(_torchvision, "_version", lambda package: None if package == "torchvision" else "2.11.0")
     with pytest.raises(ImportError, match="not installed; it must match torch 2.11.0"):

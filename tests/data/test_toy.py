@@ -1,4 +1,5 @@
-"""Laws of the toy laws: scores are gradients, densities integrate to one, samples follow them, noise commutes with them."""
+"""Laws of the toy laws: scores are gradients, densities integrate to one, samples follow them, noise commutes with
+them."""
 
 import math
 
