@@ -21,13 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": F.elu,
-    "relu": F.relu,
-    "lrelu": lambda x: F.leaky_relu(x, negative_slope=0.2),
-    "swish": F.silu,
-}
-
+from sde_score.models import layers
 
 # --- norms -----------------------------------------------------------------------------------------------------------
 
@@ -267,7 +261,7 @@ class RefineNet(nn.Module):
     Args: channels: image channels. nf: base width. num_scales: number of noise scales L. activation: elu, relu, lrelu
     or swish. centered: the data are in [-1, 1]; otherwise the network maps [0, 1] to [-1, 1] itself.
     num_classes: classes of the data; `forward` then needs `y`, which adds a learned vector (initially 0) before each
-    stage. gradient_checkpointing: recompute stages and refine blocks in the backward pass to save memory.
+    stage; class `num_classes` means "no class". gradient_checkpointing: recompute stages and refine blocks in the backward pass to save memory.
 
     Raises ValueError for images that cannot be halved as often as the network pools, TypeError for float labels.
     """
@@ -289,8 +283,6 @@ class RefineNet(nn.Module):
         gradient_checkpointing: bool,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}; known: {', '.join(sorted(ACTIVATIONS))}.")
         for name, value in (("channels", channels), ("nf", nf), ("num_scales", num_scales)):
             if int(value) != value or value < 1:
                 raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be a positive integer.")
@@ -299,7 +291,7 @@ class RefineNet(nn.Module):
         self.num_classes = num_classes
         self.centered = centered
         self.gradient_checkpointing = gradient_checkpointing
-        self.act = ACTIVATIONS[activation]
+        self.act = layers.activation(activation)
 
         self.conv_in = _conv3x3(channels, nf)
         self.norm_out = norm(nf)
@@ -325,7 +317,7 @@ class RefineNet(nn.Module):
             previous = [nf * mult]
         if num_classes is not None:
             widths = [nf] + [nf * stage.mult for stage in self.stages[:-1]]
-            self.class_embed = nn.ModuleList(nn.Embedding(num_classes, w) for w in widths)
+            self.class_embed = nn.ModuleList(nn.Embedding(num_classes + 1, w) for w in widths)
             for embed in self.class_embed:
                 nn.init.zeros_(embed.weight)
 
@@ -381,7 +373,7 @@ class RefineNet(nn.Module):
         if label.is_floating_point():
             raise TypeError(
                 f"{name} takes the integer index of the noise scale (0 = largest) as its label, got {label.dtype}: "
-                "use a parameterisation with label='index'."
+                "use the parameterisation 'smld'."
             )
         # Reading the values costs a synchronisation on an accelerator and a graph break under compile: CPU only.
         if label.device.type == "cpu" and not torch.compiler.is_compiling() and label.numel():

@@ -169,7 +169,7 @@ def test_bf16_and_channels_last():
 def test_errors_say_what_to_write():
     network = NCSN(1, nf=4, num_scales=3)
     x = torch.rand(2, 1, 8, 8)
-    with pytest.raises(TypeError, match="label='index'"):
+    with pytest.raises(TypeError, match="'smld'"):
         network(x, torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match="3 noise scales"):
         network(x, torch.tensor([0, 3]))

@@ -113,3 +113,14 @@ def refinenet_arguments(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str
 
 def is_refinenet(state_dict: Mapping[str, Tensor]) -> bool:
     return "begin_conv.weight" in state_dict and "refine1.crp.convs.0.weight" in state_dict
+
+
+def to_original(network: RefineNet) -> dict[str, Tensor]:
+    """The network's tensors under the original names, in the original order."""
+    own = network.state_dict()
+    return {original: own[name] for name, original in original_names(network).items()}
+
+
+def load_original(network: RefineNet, state_dict: Mapping[str, Tensor]) -> None:
+    """Copy an original state dict into the network; names and shapes must fit."""
+    network.load_state_dict({name: state_dict[original] for name, original in original_names(network).items()})

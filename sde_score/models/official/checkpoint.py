@@ -1,0 +1,385 @@
+"""Read and write the checkpoint files of the original releases.
+
+    model = load_official("checkpoint_24.pth", config="ve/cifar10_ncsnpp_continuous")
+    model.network, model.ema_network, model.step
+
+Layouts (all of them `torch.save` files):
+
+    score_sde   {"optimizer", "model", "ema", "step"}; names in "model" start with "module."; "ema" holds decay,
+                num_updates and shadow_params, a nameless list of the trainable parameters in their order
+    ncsn        [model, optimizer]
+    ncsnv2      [model, optimizer, epoch, step, ema], ema a dict by name
+    weights     a bare state dict
+
+Files are read with `weights_only=True`: nothing in them is executed. The originals store one numpy number (the learning
+rate); only the numpy types that this needs are allowed besides tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde_score.models.official import infer, refinenet_names
+from sde_score.models.official.architecture import (
+    build_network,
+    complete,
+    nearest_published,
+    network_facts,
+)
+from sde_score.models.refinenet import RefineNet
+from sde_score.published import PUBLISHED
+from sde_score.registry import suggest
+
+
+class OfficialCheckpointError(ValueError):
+    """An original checkpoint cannot be used; the message names the file, the reason and what to do."""
+
+
+class UnsafeFile(OfficialCheckpointError):
+    """The file holds something other than tensors and plain values; nothing of it was executed."""
+
+
+class DamagedFile(OfficialCheckpointError):
+    """The file is incomplete or is no `torch.save` file."""
+
+
+class WrongArchitecture(OfficialCheckpointError):
+    """The tensors in the file are not those of the network; the message lists the first that differ."""
+
+
+@dataclass
+class OfficialFile:
+    """What an original file holds, under its own names without the prefix `module.`."""
+
+    source: str
+    layout: str  # score_sde, ncsn, ncsnv2 or weights
+    model: dict[str, Tensor]
+    ema: list[Tensor] | dict[str, Tensor] | None = None
+    ema_decay: float | None = None
+    ema_updates: int | None = None
+    step: int | None = None
+    optimizer: dict[str, Any] | None = None
+    prefix: str = ""
+
+
+@dataclass
+class OfficialModel:
+    """An imported checkpoint: `network` with the raw weights, `ema_network` with the averaged ones (None if there are none).
+
+    `config`: the published configuration that it was matched with, or None. `facts`: the architecture in the words of the
+    original configuration files. `file`: step, EMA decay, optimiser state as stored.
+    """
+
+    network: nn.Module
+    ema_network: nn.Module | None
+    step: int | None
+    config: str | None
+    facts: dict[str, Any] = field(default_factory=dict)
+    file: OfficialFile | None = None
+
+    @property
+    def ema(self) -> dict[str, Tensor] | None:
+        """The averaged trainable parameters, under the network's own names."""
+        if self.ema_network is None:
+            return None
+        return {name: p.detach() for name, p in self.ema_network.named_parameters() if p.requires_grad}
+
+    @property
+    def best_network(self) -> nn.Module:
+        """The averaged network where there is one: what the published results were made with."""
+        return self.ema_network or self.network
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _allowed_numpy_types() -> list[Any]:
+    """The types behind one pickled numpy number, under the names that numpy 1 and numpy 2 write."""
+    import numpy as np
+
+    try:
+        from numpy._core.multiarray import scalar
+    except ImportError:  # numpy 1
+        from numpy.core.multiarray import scalar
+    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32")]
+    return [(scalar, "numpy._core.multiarray.scalar"), (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
+
+
+def read_safely(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
+    """`torch.load` without executing anything, with errors that name the file and say what to do."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint file {path}.")
+    damaged = f"{path} ({path.stat().st_size} bytes) is damaged, truncated or not a PyTorch file; download or copy it again."
+    try:
+        with torch.serialization.safe_globals(_allowed_numpy_types()):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        # An unknown instruction in something that does not even start like a pickle is noise, not an attack.
+        if "nsupported" in text and ("nsupported operand" not in text or path.read_bytes()[:2] in (b"\x80\x02", b"PK")):
+            offender = next((line.strip() for line in text.splitlines() if "nsupported" in line), "")
+            raise UnsafeFile(
+                f"{path} was refused, and nothing in it was executed: it holds more than tensors and plain values "
+                f"({offender[:200]}). If you trust its origin, load it where it was made and save its state dict alone."
+            ) from None
+        raise DamagedFile(f"{damaged} ({text.splitlines()[0][:200]})") from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError, UnicodeDecodeError, ValueError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DamagedFile(f"{damaged} ({first_line[:200]})") from error
+
+
+def read_official(source: str | Path | Mapping | Sequence, map_location: str | torch.device = "cpu") -> OfficialFile:
+    """Take an original file (or its content) apart. Raises `UnsafeFile`, `DamagedFile` or `OfficialCheckpointError`."""
+    if isinstance(source, (str, Path)):
+        name, content = str(source), read_safely(source, map_location)
+    else:
+        name, content = "the given state dict", source
+    if isinstance(content, Mapping) and "model" in content and isinstance(content["model"], Mapping):
+        ema = content.get("ema") or {}
+        file = OfficialFile(
+            name,
+            "score_sde",
+            dict(content["model"]),
+            ema=None if ema.get("shadow_params") is None else list(ema["shadow_params"]),
+            ema_decay=ema.get("decay"),
+            ema_updates=ema.get("num_updates"),
+            step=None if content.get("step") is None else int(content["step"]),
+            optimizer=content.get("optimizer"),
+        )
+    elif isinstance(content, (list, tuple)) and content and isinstance(content[0], Mapping):
+        file = OfficialFile(name, "ncsn", dict(content[0]), optimizer=content[1] if len(content) > 1 else None)
+        if len(content) >= 4:
+            file.layout, file.step = "ncsnv2", int(content[3])
+            file.ema = dict(content[4]) if len(content) > 4 and content[4] is not None else None
+    elif isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values()):
+        file = OfficialFile(name, "weights", dict(content))
+    else:
+        raise OfficialCheckpointError(
+            f"{name} is a PyTorch file, but not a checkpoint of the original releases: expected a dict with the keys model, "
+            "ema, step, a list [model, optimizer, ...] or a state dict."
+        )
+    if file.model and all(key.startswith("module.") for key in file.model):
+        file.prefix = "module."
+    file.model = {key.removeprefix(file.prefix): value for key, value in file.model.items()}
+    if isinstance(file.ema, dict):
+        file.ema = {key.removeprefix("module."): value for key, value in file.ema.items()}
+    if not file.model:
+        raise OfficialCheckpointError(f"{name} holds no tensors of a model.")
+    return file
+
+
+def load_official(
+    source: str | Path | Mapping | Sequence,
+    config: str | Mapping | None = None,
+    *,
+    network: nn.Module | None = None,
+    map_location: str | torch.device = "cpu",
+    **options: Any,
+) -> OfficialModel:
+    """Load a checkpoint of the original releases: model, EMA and step.
+
+    Args:
+        source: a file, or what `torch.load` made of it, or a state dict under the original names.
+        config: name of a published configuration ("ve/cifar10_ncsnpp_continuous"), or an original configuration (mapping
+            with the sections model, data, training). Without it the architecture is read from the tensors.
+        network: a module of your own whose parameter names are those of the file; `config` is then not used.
+        options: what the tensors cannot tell, in the original words: centered, scale_by_sigma, fir, image_size, ...
+
+    Raises:
+        UnsafeFile, DamagedFile: see `read_official`.
+        WrongArchitecture: tensors are missing, left over or of another shape; nothing is ever skipped. (Only the table
+            `sigmas` may be absent: it follows from the configuration.)
+        OfficialCheckpointError: an option that the tensors do not show was not given.
+    """
+    file = read_official(source, map_location)
+    if network is not None:
+        return _load_into_own_module(file, network)
+
+    facts, name = _settle_facts(file, config, options)
+    built = build_network(facts)
+    _load_strictly(built, file.model, file.source)
+    built.eval()
+    ema_network = None
+    if file.ema is not None:
+        ema_network = copy.deepcopy(built)
+        averaged = _name_ema(file, trainable_original_names(built), to_original_state_dict(built))
+        _load_strictly(ema_network, {**file.model, **averaged}, file.source)
+    return OfficialModel(built, ema_network, file.step, name, facts, file)
+
+
+def _settle_facts(file: OfficialFile, config: str | Mapping | None, options: dict[str, Any]) -> tuple[dict, str | None]:
+    """The architecture of a file, and the published configuration it belongs to if that is known."""
+    if isinstance(config, str):
+        if config not in PUBLISHED:
+            raise OfficialCheckpointError(f"Unknown published configuration {config!r}.{suggest(config, PUBLISHED)}")
+        return {**PUBLISHED[config], **options}, config
+    if config is not None:
+        return {**network_facts(config), **options}, None
+    try:
+        seen = _infer(file.model)
+    except infer.NotReadable as error:
+        raise WrongArchitecture(
+            f"{file.source}: the tensors are not those of a known original network ({error}). First tensors: "
+            f"{', '.join(list(file.model)[:5])}. Nearest published configuration: {nearest_published(_shapes(file.model))}. "
+            "For a network of your own pass network=...; for other formats see load_diffusers and load_edm."
+        ) from None
+    facts, known, open_options = complete(seen, options)
+    if open_options:
+        hint = f"config= one of {', '.join(known)}" if known else "config= a published configuration with the same options"
+        raise OfficialCheckpointError(
+            f"{file.source}: the tensors do not show {', '.join(open_options)}. Pass {hint}, or the options themselves, e.g. "
+            f"load_official(..., {', '.join(f'{key}=...' for key in open_options)})."
+        )
+    return facts, known[0] if len(known) == 1 else None
+
+
+def _infer(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    if refinenet_names.is_refinenet(state_dict):
+        model, arguments = refinenet_names.refinenet_arguments(state_dict)
+        return {"model": model, **arguments}
+    return infer.infer_unet(state_dict)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def _names_module(network: nn.Module) -> ModuleType:
+    if isinstance(network, RefineNet):
+        return refinenet_names
+    from sde_score.models.official import unet_names
+
+    return unet_names
+
+
+def to_original_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """The network's tensors under the original names (without `module.`), in the original order. Exact."""
+    return _names_module(network).to_original(network)
+
+
+def trainable_original_names(network: nn.Module) -> list[str]:
+    """The original names of the trainable parameters in their order: the order of the original EMA list."""
+    frozen = {"sigmas"}
+    layout = to_original_state_dict(network)
+    if "all_modules.0.W" in layout and layout["all_modules.0.W"].ndim == 1:
+        frozen.add("all_modules.0.W")  # Fourier frequencies
+    return [name for name in layout if name not in frozen]
+
+
+def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+
+
+def differences(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> list[str]:
+    """One line per tensor that is missing, has another shape, or is left over."""
+    lines = []
+    for name, shape in expected.items():
+        if name not in found:
+            lines.append(f"{name}: missing, expected {list(shape)}")
+        elif tuple(found[name]) != tuple(shape):
+            lines.append(f"{name}: {list(found[name])} in the file, expected {list(shape)}")
+    lines += [f"{name}: {list(shape)} in the file, not in the network" for name, shape in found.items() if name not in expected]
+    return lines
+
+
+def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    own = to_original_state_dict(network)
+    expected, found = _shapes(own), _shapes(state_dict)
+    if "sigmas" not in found:
+        expected.pop("sigmas", None)  # released files may lack the table
+    lines = differences(expected, found)
+    if lines:
+        shown = "\n  ".join(lines[:8])
+        more = f"\n  ... and {len(lines) - 8} more" if len(lines) > 8 else ""
+        raise WrongArchitecture(
+            f"{source} does not fit the network ({len(lines)} of {len(expected)} tensors differ):\n  {shown}{more}\n"
+            f"Nearest published configuration: {nearest_published(found)}."
+        )
+    _names_module(network).load_original(network, {**own, **state_dict})
+
+
+def _name_ema(file: OfficialFile, names: Sequence[str], layout: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors of the nameless EMA list their names, after checking number and shapes."""
+    if isinstance(file.ema, dict):
+        lines = differences({name: tuple(layout[name].shape) for name in names}, _shapes(file.ema))
+        averaged = file.ema
+    else:
+        if len(file.ema) != len(names):
+            raise WrongArchitecture(
+                f"{file.source}: the EMA list has {len(file.ema)} tensors, the network {len(names)} trainable parameters."
+            )
+        averaged = dict(zip(names, file.ema))
+        lines = differences({name: tuple(layout[name].shape) for name in names}, _shapes(averaged))
+    if lines:
+        raise WrongArchitecture(f"{file.source}: the EMA weights do not fit the network:\n  " + "\n  ".join(lines[:8]))
+    return averaged
+
+
+def _load_into_own_module(file: OfficialFile, network: nn.Module) -> OfficialModel:
+    own = network.state_dict()
+    lines = differences(_shapes(own), _shapes(file.model))
+    if lines:
+        raise WrongArchitecture(
+            f"{file.source} does not fit {type(network).__name__}:\n  " + "\n  ".join(lines[:8])
+        )
+    network.load_state_dict(file.model)
+    ema_network = None
+    if file.ema is not None:
+        ema_network = copy.deepcopy(network)
+        names = [name for name, p in network.named_parameters() if p.requires_grad]
+        ema_network.load_state_dict({**file.model, **_name_ema(file, names, own)})
+    return OfficialModel(network, ema_network, file.step, None, {}, file)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save_official(
+    path: str | Path,
+    network: nn.Module,
+    *,
+    ema_network: nn.Module | None = None,
+    step: int = 0,
+    ema_decay: float = 0.9999,
+    ema_updates: int | None = None,
+    optimizer: Mapping[str, Any] | None = None,
+    layout: str = "score_sde",
+) -> None:
+    """Write a file that the original code (and `load_official`) reads.
+
+    Args:
+        ema_network: the network with averaged weights; `network` itself when not given.
+        optimizer: an Adam state dict in the original parameter order; a fresh one is written when not given.
+        layout: "score_sde", "ncsn" or "ncsnv2", see the head of this file.
+    """
+    model = to_original_state_dict(network)
+    names = trainable_original_names(network)
+    averaged = to_original_state_dict(ema_network if ema_network is not None else network)
+    if optimizer is None:
+        parameters = [nn.Parameter(tensor.detach()) for name, tensor in model.items() if name != "sigmas"]
+        optimizer = torch.optim.Adam(parameters, lr=2e-4).state_dict()
+    prefixed = {f"module.{name}": tensor.detach() for name, tensor in model.items()}
+    if layout == "score_sde":
+        ema = {
+            "decay": ema_decay,
+            "num_updates": step if ema_updates is None else ema_updates,
+            "shadow_params": [averaged[name].detach() for name in names],
+        }
+        content: Any = {"optimizer": dict(optimizer), "model": prefixed, "ema": ema, "step": step}
+    elif layout == "ncsn":
+        content = [prefixed, dict(optimizer)]
+    elif layout == "ncsnv2":
+        content = [prefixed, dict(optimizer), 0, step, {name: averaged[name].detach() for name in names}]
+    else:
+        raise ValueError(f"Unknown layout {layout!r}.{suggest(layout, ('score_sde', 'ncsn', 'ncsnv2'))}")
+    torch.save(content, path)

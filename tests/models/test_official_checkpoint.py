@@ -1,0 +1,309 @@
+"""Checkpoints of the original releases: safe, strict, exact."""
+
+import gzip
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sde_score.models.ncsn import NCSN
+from sde_score.models.ncsnv2 import NCSNv2_64, NCSNv2_256
+from sde_score.models.official.architecture import candidates, complete, network_facts
+from sde_score.models.official.checkpoint import (
+    DamagedFile,
+    OfficialCheckpointError,
+    UnsafeFile,
+    WrongArchitecture,
+    load_official,
+    read_official,
+    save_official,
+    to_original_state_dict,
+    trainable_original_names,
+)
+from sde_score.models.official.infer import infer_unet, is_unet
+from sde_score.published import PUBLISHED, network_arguments
+
+
+def randomised(network):
+    """Every parameter drawn anew, so that no two are alike."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0.0, 0.2)
+    return network
+
+
+def assert_same_tensors(a, b):
+    assert list(a) == list(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
+
+
+class TinyNetwork(nn.Module):
+    """The network of the recorded training runs: conv + Linear(c / 50) * freq, SiLU, conv; freq is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.freq = nn.Parameter(torch.zeros(8), requires_grad=False)
+        self.conv1, self.lin, self.conv2 = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(1, 8), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x, c):
+        h = self.conv1(x) + (self.lin(c[:, None] / 50) * self.freq)[:, :, None, None]
+        return self.conv2(nn.functional.silu(h))
+
+
+def test_recorded_checkpoint_into_a_network_of_ones_own(golden_dir):
+    model = load_official(golden_dir / "checkpoint_tiny.pth", network=TinyNetwork())
+    recorded = np.load(golden_dir / "train_ve_continuous.npz")
+    x, c = (torch.from_numpy(recorded[f"ckpt_query_{key}"]) for key in "xc")
+    for network, key in ((model.network, "ckpt_out_raw"), (model.ema_network, "ckpt_out_ema")):
+        reference = torch.from_numpy(recorded[key])
+        assert (network(x, c) - reference).abs().max() < 1e-5 * max(1, float(reference.abs().max()))
+    assert model.step == 6 and model.file.ema_updates == 6 and model.file.ema_decay == 0.999
+    assert list(model.ema) == json.loads(str(recorded["meta_json"]))["ema_order"]
+
+
+@pytest.mark.parametrize("layout", ["score_sde", "ncsnv2", "ncsn"])
+def test_refinenet_files_round_trip_exactly(tmp_path, layout):
+    network, averaged = (randomised(NCSNv2_64(2, nf=4, num_scales=7, sigma_max=9.0)) for _ in range(2))
+    save_official(tmp_path / "file.pth", network, ema_network=averaged, step=12, layout=layout)
+    model = load_official(tmp_path / "file.pth")
+    assert_same_tensors(to_original_state_dict(network), to_original_state_dict(model.network))
+    assert (model.step, model.file.layout) == ((None, "ncsn") if layout == "ncsn" else (12, layout))
+    if layout == "ncsn":
+        assert model.ema_network is None and model.best_network is model.network
+    else:
+        assert_same_tensors(to_original_state_dict(averaged), to_original_state_dict(model.ema_network))
+        assert model.best_network is model.ema_network
+    x, label = torch.rand(2, 2, 8, 8), torch.tensor([0, 6])
+    assert torch.equal(network(x, label), model.network(x, label))
+
+
+@pytest.mark.parametrize("network", [NCSN(1, nf=4, num_scales=5), NCSNv2_256(1, nf=4, num_scales=5)])
+def test_bare_state_dicts_with_and_without_prefix(network):
+    state = to_original_state_dict(randomised(network))
+    for prefix in ("", "module."):
+        loaded = load_official({prefix + name: tensor for name, tensor in state.items()})
+        assert type(loaded.network) is type(network) and loaded.network.num_scales == 5
+        assert_same_tensors(state, to_original_state_dict(loaded.network))
+
+
+def test_published_configuration_by_name_is_checked_against_the_tensors():
+    state = to_original_state_dict(NCSN(3, nf=4, num_scales=10))
+    with pytest.raises(WrongArchitecture) as error:
+        load_official(state, config="ve/ncsn/cifar10")
+    message = str(error.value)
+    assert "begin_conv.weight: [4, 3, 3, 3] in the file, expected [128, 3, 3, 3]" in message
+    assert "Nearest published configuration" in message
+    with pytest.raises(OfficialCheckpointError, match="Did you mean 've/ncsn/cifar10'"):
+        load_official(state, config="ve/ncsn/cifar")
+
+
+def test_missing_left_over_and_misshapen_tensors_are_named():
+    state = dict(to_original_state_dict(NCSNv2_64(3, nf=4, num_scales=5)))
+    state.pop("res1.0.conv1.weight")
+    state["head.weight"] = torch.zeros(2)
+    state["end_conv.bias"] = torch.zeros(7)
+    with pytest.raises(WrongArchitecture) as error:
+        load_official(state)
+    for part in ("res1.0.conv1.weight: missing", "head.weight", "end_conv.bias: [7]", "3 of"):
+        assert part in str(error.value)
+
+
+def test_a_wrong_ema_list_is_an_error(tmp_path):
+    network = NCSN(1, nf=4, num_scales=2)
+    save_official(tmp_path / "file.pth", network)
+    content = torch.load(tmp_path / "file.pth")
+    content["ema"]["shadow_params"].pop()
+    with pytest.raises(WrongArchitecture, match="EMA list has"):
+        load_official(content)
+    content["ema"]["shadow_params"].append(torch.zeros(3, 3))
+    with pytest.raises(WrongArchitecture, match="refine4.crp.norms.1.embed.weight"):
+        load_official(content)
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_a_malicious_file_is_refused_unexecuted(tmp_path, how):
+    file, trace = tmp_path / "evil.pth", tmp_path / "executed"
+    content = {"model": {"module.w": torch.zeros(2)}, "step": Payload(str(trace))}
+    if how == "torch":
+        torch.save(content, file)
+    else:
+        file.write_bytes(pickle.dumps({"step": Payload(str(trace))}, protocol=2))
+    with pytest.raises(UnsafeFile, match="evil.pth was refused") as error:
+        load_official(file)
+    assert "nothing in it was executed" in str(error.value)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
+def test_truncated_files_are_named(tmp_path, keep):
+    save_official(tmp_path / "whole.pth", NCSN(1, nf=4, num_scales=2))
+    data = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(DamagedFile, match="cut.pth.*download or copy it again"):
+        load_official(tmp_path / "cut.pth")
+
+
+def test_other_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing.pth"):
+        load_official(tmp_path / "missing.pth")
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    with pytest.raises(DamagedFile, match="page.pth"):
+        load_official(tmp_path / "page.pth")
+    torch.save({"epoch": 3}, tmp_path / "other.pth")
+    with pytest.raises(OfficialCheckpointError, match="other.pth is a PyTorch file, but not a checkpoint"):
+        load_official(tmp_path / "other.pth")
+    torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "foreign.pth")
+    with pytest.raises(WrongArchitecture, match="foreign.pth.*layer.weight"):
+        load_official(tmp_path / "foreign.pth")
+
+
+def test_numpy_numbers_of_the_originals_are_allowed(tmp_path):
+    torch.save({"model": {"module.w": torch.zeros(2)}, "step": 1, "lr": np.float64(0.1)}, tmp_path / "file.pth")
+    file = read_official(tmp_path / "file.pth")
+    assert list(file.model) == ["w"] and file.prefix == "module."
+
+
+# --- U-Nets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(golden_dir):
+    """A checkpoint that the original code wrote, and what its networks return."""
+    recorded = np.load(golden_dir / "checkpoint_ncsnpp_small.npz")
+    return golden_dir / "checkpoint_ncsnpp_small.pth", recorded, json.loads(str(recorded["meta_json"]))
+
+
+def assert_small_outputs(model, recorded):
+    x, cond = torch.from_numpy(recorded["x"]), torch.from_numpy(recorded["cond"])
+    with torch.no_grad():
+        for network, key in ((model.network, "out_raw"), (model.ema_network, "out_ema")):
+            reference = torch.from_numpy(recorded[key])
+            assert (network(x, cond) - reference).abs().max() < 1e-5 * max(1, float(reference.abs().max()))
+
+
+@pytest.mark.parametrize("how", ["original configuration", "options", "content"])
+def test_recorded_unet_checkpoint(small, how):
+    path, recorded, meta = small
+    if how == "original configuration":
+        model = load_official(path, config=meta["config"])
+    elif how == "options":
+        model = load_official(path, scale_by_sigma=True, centered=False)
+    else:
+        content = read_official(path)
+        model = load_official({"model": content.model, "ema": {"shadow_params": content.ema}}, config=meta["config"])
+    assert_small_outputs(model, recorded)
+    assert model.step == (None if how == "content" else 3) and model.facts["fir"] is True
+    assert trainable_original_names(model.network) == meta["ema_order"]
+
+
+def test_options_that_do_not_show_are_asked_for(small):
+    with pytest.raises(OfficialCheckpointError, match=r"do not show centered, scale_by_sigma.*centered=\.\.\."):
+        load_official(small[0])
+
+
+def test_writing_a_recorded_checkpoint_again_is_exact(small, tmp_path):
+    path, _, meta = small
+    model = load_official(path, config=meta["config"])
+    save_official(
+        tmp_path / "again.pth",
+        model.network,
+        ema_network=model.ema_network,
+        step=model.step,
+        ema_decay=model.file.ema_decay,
+        ema_updates=model.file.ema_updates,
+        optimizer=model.file.optimizer,
+    )
+    first, again = read_official(path), read_official(tmp_path / "again.pth")
+    assert_same_tensors(first.model, again.model)
+    assert len(first.ema) == len(again.ema) and all(torch.equal(a, b) for a, b in zip(first.ema, again.ema))
+    assert (first.step, first.ema_decay, first.ema_updates) == (again.step, again.ema_decay, again.ema_updates)
+    assert repr(first.optimizer["param_groups"]) == repr(again.optimizer["param_groups"])
+    assert first.prefix == again.prefix
+
+
+def test_wrong_unet_names_the_nearest_published_configuration(small):
+    with pytest.raises(WrongArchitecture) as error:
+        load_official(small[0], config="ve/cifar10_ncsnpp_continuous")
+    assert "checkpoint_ncsnpp_small.pth does not fit" in str(error.value)
+    assert "all_modules.0.W: [8] in the file, expected [128]" in str(error.value)
+
+
+def test_a_missing_sigmas_table_is_tolerated(small):
+    path, recorded, meta = small
+    content = torch.load(path, weights_only=False)
+    content["model"].pop("module.sigmas")
+    assert_small_outputs(load_official(content, config=meta["config"]), recorded)
+
+
+NETS = ["net01", "net02", "net03", "net04", "net05", "net06", "net07", "net08", "net09"]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_architecture_is_read_from_the_tensors(golden_dir, net):
+    (file,) = golden_dir.glob(f"{net}_*.npz")
+    recorded = np.load(file)
+    original = network_facts(json.loads(str(recorded["config_json"])))
+    state = {k[3:]: torch.from_numpy(recorded[k]) for k in recorded.files if k.startswith("sd/")}
+    seen = infer_unet(state)
+    levels = seen.pop("attention_levels")
+    sizes = [original["image_size"] >> level for level in range(len(original["ch_mult"]))]
+    assert levels == tuple(level for level, size in enumerate(sizes) if size in original["attn_resolutions"])
+    assert float(state["sigmas"][0]) == pytest.approx(original["sigma_max"])
+    for key, value in seen.items():
+        if key not in ("sigma_min", "sigma_max"):
+            assert value == original[key], key
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_networks_load_without_a_configuration(golden_dir, net):
+    """All that the tensors do not show is given as options; the image size is not needed."""
+    (file,) = golden_dir.glob(f"{net}_*.npz")
+    recorded = np.load(file)
+    original = network_facts(json.loads(str(recorded["config_json"])))
+    state = {k[3:]: torch.from_numpy(recorded[k]) for k in recorded.files if k.startswith("sd/")}
+    keys = ("centered", "scale_by_sigma", "fir", "skip_rescale", "fir_kernel", "nonlinearity")
+    model = load_official(state, **{key: original[key] for key in keys if key in original})
+    with torch.no_grad():
+        out = model.network(torch.from_numpy(recorded["x"]), torch.from_numpy(recorded["cond"]))
+    reference = torch.from_numpy(recorded["output"]).float()
+    assert (out - reference).abs().max() < 1e-5 * max(1, float(reference.abs().max()))
+
+
+def test_published_checkpoints_are_recognised_as_far_as_their_tensors_tell(golden_dir):
+    with gzip.open(golden_dir / "layouts.json.gz") as file:
+        published = json.load(file)
+    for name, entry in published["configs"].items():
+        if "layout" not in entry:
+            continue
+        state = {row[0]: torch.empty(row[1], device="meta") for row in published["layouts"][entry["layout"]]}
+        if not is_unet(state):
+            continue
+        seen = infer_unet(state)
+        known = candidates(seen)
+        assert name in known
+        seen_with_sigmas = seen | {"sigma_max": float(entry["config"]["model"]["sigma_max"]), "sigma_min": 0.01}
+        facts, known, open_options = complete(seen_with_sigmas, {})
+        if len({json.dumps([PUBLISHED[k].get(o) for o in ("centered", "scale_by_sigma", "fir")]) for k in known}) == 1:
+            assert not open_options
+            expected, found = network_arguments(PUBLISHED[name]), network_arguments(facts)
+            ignored = {"image_size", "attn_resolutions", "sigma_max"}
+            assert expected[0] == found[0]
+            assert {k: v for k, v in expected[1].items() if k not in ignored} == {
+                k: v for k, v in found[1].items() if k not in ignored
+            }
+        else:
+            assert open_options
+    bedroom = complete(seen | {"sigma_max": 378.0}, {})  # seen: not a bedroom model; its sigmas alone do not make it one
+    assert "ve/bedroom_ncsnpp_continuous" not in bedroom[1]
