@@ -1,0 +1,41 @@
+"""Pictures of samples, curves and densities, and the report that holds them."""
+
+from .files import write_atomic
+from .images import calm, film_strip, png_bytes, save_gif, save_grid, save_png, to_cells, to_grid, to_uint8
+from .plots import (
+    extent_of,
+    plot_density,
+    plot_loss,
+    plot_loss_by_noise,
+    plot_scatter,
+    plot_score_field,
+    read_metrics,
+)
+from .report import Section, Table, render_report, write_report
+from .svg import bar_chart, line_chart
+
+__all__ = [
+    "Section",
+    "Table",
+    "bar_chart",
+    "calm",
+    "extent_of",
+    "film_strip",
+    "line_chart",
+    "plot_density",
+    "plot_loss",
+    "plot_loss_by_noise",
+    "plot_scatter",
+    "plot_score_field",
+    "png_bytes",
+    "read_metrics",
+    "render_report",
+    "save_gif",
+    "save_grid",
+    "save_png",
+    "to_cells",
+    "to_grid",
+    "to_uint8",
+    "write_atomic",
+    "write_report",
+]
