@@ -1,0 +1,122 @@
+"""Several processes under `torchrun`, in a few visible lines that also work for one process.
+
+    torchrun --nproc_per_node=2 -m sde_score train ...
+
+Each process works on its share of the global batch; `DistributedDataParallel` adds up the gradients. With one process
+nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    """Number of this process, 0 to `world_size() - 1`."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and messages."""
+    return rank() == 0
+
+
+@contextmanager
+def processes(device: str = "auto") -> Iterator[torch.device]:
+    """Join the other processes of a `torchrun` (found by its environment variables) and yield the device of this one.
+
+    Under `torchrun` on CUDA the backend is nccl and each process takes the GPU of its LOCAL_RANK; on the CPU it is
+    gloo. Without `torchrun`, `device` is simply resolved ("auto": cuda, then mps, then cpu).
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield pick_device(device)
+        return
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    on = pick_device(device, local_rank)
+    if on.type == "cuda":
+        torch.cuda.set_device(on)
+    started_here = not dist.is_initialized()
+    if started_here:
+        dist.init_process_group("nccl" if on.type == "cuda" else "gloo")
+    try:
+        yield on
+    finally:
+        if started_here:
+            dist.destroy_process_group()
+
+
+def pick_device(device: str = "auto", local_rank: int | None = None) -> torch.device:
+    """ "auto" becomes cuda, mps or cpu, whichever is there first; "cuda" becomes the GPU of `local_rank`.
+
+    Raises:
+        ValueError: if the device asked for is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    on = torch.device(device)
+    if on.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"Device {device!r} was asked for, but torch sees no GPU. Use device='cpu' or device='auto'."
+            )
+        if on.index is None and local_rank is not None:
+            on = torch.device("cuda", local_rank)
+        if on.index is not None and on.index >= torch.cuda.device_count():
+            raise ValueError(
+                f"Device {on} was asked for, but there are {torch.cuda.device_count()} GPUs. Start fewer processes."
+            )
+    return on
+
+
+def wrap(module: nn.Module, device: torch.device) -> nn.Module:
+    """`module` itself for one process, otherwise a `DistributedDataParallel` of it, whose gradients are means over
+    the processes.
+    """
+    if world_size() == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def no_sync(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, backward passes only accumulate: gradients are exchanged by the first backward pass outside."""
+    return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """The sum of `values` over the processes, on all of them."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def copy_from_main(module: nn.Module) -> None:
+    """Give every process the main process's weights and buffers of `module`."""
+    if world_size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def share(value: object) -> object:
+    """The main process's `value`, on all processes."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,534 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde_score.models.ema import EMA
+from sde_score.tensors import SampleNoise, mix_seed
+from sde_score.training import distributed
+from sde_score.training.checkpoint import CheckpointStore, read_checkpoint
+from sde_score.training.optim import learning_rate_factor
+from sde_score.training.sentinel import TrainingDiverged, diagnose_gradients, diagnose_losses
+from sde_score.training.state import TrainState
+from sde_score.training.writers import MetricsWriter, TextLog
+
+Batch = Callable[[int], tuple[Tensor, Any, Sequence[int]]]
+Action = Callable[[TrainState], "Mapping[str, float | None] | None"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a call of `Trainer.run` ended: `status` is "done", "cut short" (`max_seconds`) or "interrupted" (Ctrl-C,
+    SIGTERM).
+    """
+
+    status: str
+    step: int
+    skipped: int
+    seconds: float
+
+
+def per_sample_loss(
+    objective: Callable[..., Tensor], model: Any, x0: Tensor, noise: Any, cond: Mapping[str, Any]
+) -> Tensor:
+    """The objective's loss of each sample, `(B,)`, in float32.
+
+    Raises:
+        ValueError: if the objective returns another shape.
+    """
+    losses = objective(model, x0, noise=noise, **cond)
+    if losses.shape != x0.shape[:1]:
+        raise ValueError(
+            f"An objective returns one loss per sample, shape {tuple(x0.shape[:1])}; {type(objective).__name__} "
+            f"returned {tuple(losses.shape)}. Reduce over all axes but the first."
+        )
+    return losses.float()
+
+
+class LossModule(nn.Module):
+    """Model and objective as one module whose output is the loss of each sample: what several processes exchange
+    gradients for.
+    """
+
+    def __init__(self, model: nn.Module, objective: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, x0: Tensor, noise: Any, cond: Mapping[str, Any]) -> Tensor:
+        return per_sample_loss(self.objective, self.model, x0, noise, cond)
+
+
+class Trainer:
+    """Train a score model: `Trainer(model, ema, objective, optimizer, batch, steps=...).run()`.
+
+    The noise of sample i in step k is a function of (seed, k, i), so a run depends neither on the number of processes
+    nor on the number of micro-batches (up to the order of sums), and a resumed run repeats the uninterrupted one, bit
+    for bit on the CPU.
+
+    Args:
+        model: the module to train, on its device.
+        ema: its moving average, or None.
+        objective: `objective(model, x0, noise=noise, **cond)` -> loss of each sample, `(B,)`.
+        optimizer: any torch optimiser; its learning rate is the peak of the schedule. See `make_optimizer`.
+        batch: `batch(step)` -> `(x, cond, positions)`, or an object with such a method of the name `batch`. `x` `(B,
+            *)` is this process's share of the step's batch, `positions` its B places in the global batch, `cond` a
+            mapping of keyword arguments for the model, or class labels `(B,)` (then given as `y`), or None.
+        steps: how many steps in all.
+        seed: of all noise.
+        prepare: `prepare(x, noise)` -> `x0`, for scaling and dequantisation.
+        warmup, published_warmup, decay: see `learning_rate_factor`; `decay` is "constant" or "cosine".
+        grad_clip: largest norm of the gradient, c: it is multiplied by min(1, c / (norm + 1e-6)). Negative: no
+            clipping.
+        micro_batches: a batch is worked off in so many parts, to need less memory.
+        precision: "float32", or "bf16" for the inside of the network (`model.network` where there is one); loss and
+            times stay float32.
+        max_seconds: a cap on the time the run may take, earlier parts of a resumed run included.
+        max_skips: so many steps in a row whose loss or gradient is not finite stop the run.
+        log_every, checkpoint_every: in steps.
+        actions: pairs `(every, action)`. `action(state)` is called every so many steps and after the last one, on the
+            main process; the numbers it returns go to the metrics. Sample grids and validation come in here.
+        checkpoints: where to save, and where to go on from; None: nowhere.
+        writers: take the metrics. See `sde_score.training.writers`.
+        say: takes messages for people.
+        progress: a bar on a terminal, one line every 10 seconds elsewhere; False: neither.
+        config: saved with each checkpoint, a mapping or its JSON.
+
+    Raises:
+        ValueError: for settings out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ema: EMA | None,
+        objective: Callable[..., Tensor],
+        optimizer: torch.optim.Optimizer,
+        batch: Batch | Any,
+        *,
+        steps: int,
+        seed: int = 0,
+        prepare: Callable[[Tensor, Any], Tensor] | None = None,
+        warmup: int = 0,
+        published_warmup: bool = False,
+        decay: str = "constant",
+        grad_clip: float = 1.0,
+        micro_batches: int = 1,
+        precision: str = "float32",
+        max_seconds: float | None = None,
+        max_skips: int = 20,
+        log_every: int = 100,
+        checkpoint_every: int = 1000,
+        actions: Iterable[tuple[int, Action]] = (),
+        checkpoints: CheckpointStore | None = None,
+        writers: Iterable[MetricsWriter] = (),
+        say: Callable[[str], None] | None = None,
+        progress: bool = True,
+        config: Mapping[str, Any] | str | None = None,
+    ) -> None:
+        for name, value in (
+            ("steps", steps),
+            ("micro_batches", micro_batches),
+            ("max_skips", max_skips),
+            ("log_every", log_every),
+        ):
+            if value < 1:
+                raise ValueError(f"`Trainer({name}=...)` must be at least 1, got {value}.")
+        if decay not in ("constant", "cosine"):
+            raise ValueError(f"`Trainer(decay=...)` is 'constant' or 'cosine', not {decay!r}.")
+        if precision not in ("float32", "bf16"):
+            raise ValueError(f"`Trainer(precision=...)` is 'float32' or 'bf16', not {precision!r}.")
+        self.model, self.ema, self.optimizer = model, ema, optimizer
+        self.batch = getattr(batch, "batch", batch)
+        self.prepare = prepare if prepare is not None else lambda x, noise: x
+        self.steps, self.seed = steps, seed
+        self.warmup, self.published_warmup, self.decay = warmup, published_warmup, decay
+        self.grad_clip, self.micro_batches, self.precision = grad_clip, micro_batches, precision
+        self.max_seconds, self.max_skips = max_seconds, max_skips
+        self.log_every, self.checkpoint_every = log_every, checkpoint_every
+        self.checkpoints, self.config = checkpoints, config
+        main = distributed.is_main()
+        self.actions = tuple(actions) if main else ()
+        self.writers = tuple(writers) if main else ()
+        self.say = (say or TextLog()) if main else (lambda message: None)
+        self.progress = progress and main
+        self.device = next(model.parameters()).device
+        self.peak_rates = [group["lr"] for group in optimizer.param_groups]
+        self.losses = LossModule(model, objective)
+        self.state = TrainState(model, ema, optimizer)
+
+    def run(self) -> TrainResult:
+        """Go on from the newest checkpoint, or begin; train to the end.
+
+        Raises:
+            TrainingDiverged: when loss or gradient were not finite in `max_skips` steps in a row.
+            CheckpointError: when a checkpoint cannot be written, or does not fit this model.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), _Stop() as stop, autocast_network(self.model, self.precision):
+            self.resume()
+            parallel = distributed.wrap(self.losses, self.device)  # copies the main process's weights to the others
+            if self.ema is not None:
+                distributed.copy_from_main(self.ema.model)
+            with _Progress(self) as progress:
+                status = self._loop(parallel, stop, progress)
+        return TrainResult(status, self.state.step, self.state.skipped, self.state.seconds)
+
+    def _loop(self, parallel: nn.Module, stop: _Stop, progress: _Progress) -> str:
+        state = self.state
+        started = time.monotonic() - state.seconds
+        if self.max_seconds is not None and state.seconds >= self.max_seconds and state.step < self.steps:
+            return self._ended_early(late=True)
+        self.model.train()
+        while state.step < self.steps:
+            torch.manual_seed(mix_seed(self.seed, state.step, distributed.rank()))  # dropout; a resumed run repeats it
+            x, cond, positions = self.fetch(state.step)
+
+            self.set_learning_rate(state.step)
+            loss_sum = self.backward(parallel, x, cond, positions)
+            late = (
+                self.max_seconds is not None
+                and distributed.is_main()
+                and time.monotonic() - started >= self.max_seconds
+            )
+            loss, grad_norm, samples, stopping = self.gather(loss_sum, len(x), late or stop.asked)
+            if math.isfinite(loss) and math.isfinite(grad_norm):
+                self.clip(grad_norm)
+                self.optimizer.step()
+                if self.ema is not None:
+                    self.ema.update(self.model)
+                state.window.add(loss, grad_norm)
+                state.skipped_in_a_row = 0
+            else:
+                self.skip(x, cond, positions, loss, grad_norm)
+
+            state.step += 1
+            state.samples += samples
+            state.seconds = time.monotonic() - started
+            progress.advance(loss, samples)
+            if state.step % self.log_every == 0 or state.step == self.steps:
+                self.log(progress.take_rate())
+            self.act()
+            # Last, so that every line and picture up to the saved step exists: a killed run repeats what came after
+            # its checkpoint.
+            if (
+                state.step == self.steps
+                or stopping
+                or (self.checkpoint_every > 0 and state.step % self.checkpoint_every == 0)
+            ):
+                self.save()
+            if stopping and state.step < self.steps:
+                return self._ended_early(late and not stop.asked)
+        self.say(
+            f"Training done: {state.step} steps in {state.seconds:.0f} s"
+            + (f", {state.skipped} skipped." if state.skipped else ".")
+        )
+        return "done"
+
+    # The parts of a step, in the order of the loop.
+
+    def fetch(self, step: int) -> tuple[Tensor, dict[str, Any], Sequence[int]]:
+        """This process's share of the batch of `step`, on the device."""
+        x, cond, positions = self.batch(step)
+        if len(positions) != len(x):
+            raise ValueError(
+                f"batch({step}) gave {len(x)} samples and {len(positions)} positions; "
+                "it must give one position per sample."
+            )
+        cond = {} if cond is None else {"y": cond} if isinstance(cond, Tensor) else dict(cond)
+        moved = {
+            key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in cond.items()
+        }
+        return x.to(self.device, non_blocking=True), moved, positions
+
+    def set_learning_rate(self, step: int) -> None:
+        """Peak rate of each parameter group times the factor of the schedule."""
+        factor = learning_rate_factor(
+            step, steps=self.steps, warmup=self.warmup, decay=self.decay, published_warmup=self.published_warmup
+        )
+        for group, peak in zip(self.optimizer.param_groups, self.peak_rates):
+            group["lr"] = peak * factor
+
+    def sample_losses(
+        self, module: Callable[..., Tensor], x: Tensor, cond: Mapping[str, Any], positions: Sequence[int]
+    ) -> Tensor:
+        """The loss of each sample, `(B,)`; `module` is called as a `LossModule`."""
+        noise = SampleNoise((self.seed, self.state.step), positions)
+        return module(self.prepare(x, noise), noise, cond)
+
+    def parts(
+        self, x: Tensor, cond: Mapping[str, Any], positions: Sequence[int]
+    ) -> list[tuple[Tensor, dict[str, Any], Sequence[int]]]:
+        """The batch cut into micro-batches."""
+        size = math.ceil(len(x) / self.micro_batches)
+        cuts = [slice(begin, begin + size) for begin in range(0, len(x), size)]
+
+        def of(value: Any, cut: slice) -> Any:
+            return value[cut] if isinstance(value, Tensor) and value.ndim and len(value) == len(x) else value
+
+        return [(x[cut], {key: of(value, cut) for key, value in cond.items()}, positions[cut]) for cut in cuts]
+
+    def backward(self, parallel: nn.Module, x: Tensor, cond: Mapping[str, Any], positions: Sequence[int]) -> Tensor:
+        """Gradients of the *summed* loss, micro-batch by micro-batch; returns the sum.
+
+        Sums add up whatever the parts and shares are; `gather` divides once, by the size of the global batch.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        parts = self.parts(x, cond, positions)
+        for i, part in enumerate(parts):
+            with distributed.no_sync(parallel) if i + 1 < len(parts) else nullcontext():
+                loss = self.sample_losses(parallel, *part).sum()
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def gather(self, loss_sum: Tensor, count: int, stop: bool) -> tuple[float, float, int, bool]:
+        """Over all processes: mean loss, norm of its gradient, number of samples, whether anyone wants to stop.
+        Scales the gradients.
+        """
+        sums = distributed.all_sum(
+            torch.stack([loss_sum, loss_sum.new_tensor(float(count)), loss_sum.new_tensor(float(stop))])
+        )
+        gradients = self.gradients()
+        # DDP has averaged the gradients of the sums over the processes; world / count makes of that the gradient of
+        # the mean.
+        torch._foreach_mul_(gradients, distributed.world_size() / sums[1])
+        norm = torch.nn.utils.get_total_norm(gradients)
+        loss, samples, stopping, grad_norm = torch.stack(
+            [sums[0] / sums[1], sums[1], sums[2], norm.float()]
+        ).tolist()  # the step's one wait
+        return loss, grad_norm, int(samples), stopping > 0
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients there are; frozen parameters have none."""
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            raise ValueError(
+                "No parameter of the optimiser received a gradient: "
+                "was it built from model.parameters(), and does the loss use the model?"
+            )
+        return gradients
+
+    def clip(self, grad_norm: float) -> None:
+        """Multiply the gradient by min(1, c / (norm + 1e-6)) with c = `grad_clip` (as published; a negative c means
+        no clipping).
+        """
+        if self.grad_clip >= 0:
+            torch._foreach_mul_(self.gradients(), min(1.0, self.grad_clip / (grad_norm + 1e-6)))
+
+    def skip(self, x: Tensor, cond: Mapping[str, Any], positions: Sequence[int], loss: float, grad_norm: float) -> None:
+        """Count and report a step whose loss or gradient is not finite; weights, EMA and optimiser stay as they are."""
+        state = self.state
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+        stopping = state.skipped_in_a_row >= self.max_skips
+        if state.skipped_in_a_row > 3 and not stopping:
+            return  # the first few reports say it all
+        reason = self.explain(x, cond, positions)
+        told = f"Step {state.step} skipped: loss {loss:g}, gradient norm {grad_norm:g}; {reason}."
+        if stopping:
+            raise TrainingDiverged(
+                f"{told} That was step number {state.skipped_in_a_row} in a row, after {state.seconds:.0f} s; training "
+                f"stops (max_skips={self.max_skips}). {self._where_saved()} Things to try: a lower "
+                "learning rate, a longer warm-up, a smaller grad_clip, precision='float32', a larger t_min, and a look at the data for NaN."
+            )
+        self.say(f"{told} {state.skipped} skipped so far; {self.max_skips} in a row stop the run.")
+
+    def explain(self, x: Tensor, cond: Mapping[str, Any], positions: Sequence[int]) -> str:
+        """Repeat the forward pass of a failed step under observation; see `diagnose`."""
+        torch.manual_seed(mix_seed(self.seed, self.state.step, distributed.rank()))
+        for part_x, part_cond, part_positions in self.parts(x, cond, positions):
+
+            def losses(probe: Any, x=part_x, cond=part_cond, positions=part_positions) -> Tensor:
+                return self.sample_losses(
+                    lambda *args: per_sample_loss(self.losses.objective, probe, *args), x, cond, positions
+                )
+
+            told = diagnose_losses(self.model, losses, part_positions)
+            if told:
+                return told
+        return diagnose_gradients(self.model)
+
+    # What happens between the steps.
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint, if there is one; the main process chooses, and all load the same file."""
+        newest = (
+            self.checkpoints.load_newest(repair=True)
+            if self.checkpoints is not None and distributed.is_main()
+            else None
+        )
+        path = distributed.share(newest.path if newest is not None else None)
+        if path is not None:
+            checkpoint = newest if newest is not None else read_checkpoint(path)
+            self.state.load(checkpoint)
+            self.say(f"Going on from {checkpoint.path} at step {self.state.step} of {self.steps}.")
+        for writer in self.writers:
+            writer.rewind(self.state.step)
+
+    def log(self, rate: float) -> None:
+        """One line of metrics: means since the last line, and counters."""
+        state = self.state
+        values = {
+            "time": round(state.seconds, 3),
+            **state.window.means(),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "samples": state.samples,
+            "skipped": state.skipped,
+            "images_per_second": round(rate, 2),
+        }
+        for writer in self.writers:
+            writer.write(state.step, values)
+
+    def act(self) -> None:
+        """Run the actions that are due, and put the model back into training mode after them."""
+        step = self.state.step
+        for every, action in self.actions:
+            if (every > 0 and step % every == 0) or step == self.steps:
+                values = action(self.state)
+                self.model.train()
+                if values:
+                    for writer in self.writers:
+                        writer.write(step, values)
+
+    def save(self) -> None:
+        """Write a checkpoint (main process only)."""
+        if distributed.is_main():
+            for writer in self.writers:
+                writer.flush()
+            if self.checkpoints is not None:
+                self.checkpoints.save(self.state.state_dict(config=self.config))
+
+    def _ended_early(self, late: bool) -> str:
+        state = self.state
+        if late:
+            self.say(
+                f"Training was cut short by max_seconds={self.max_seconds:g} at step {state.step} of {self.steps}. "
+                f"{self._where_saved()} To train on, run the same command with a larger max_seconds."
+            )
+            return "cut short"
+        self.say(
+            f"Interrupted at step {state.step} of {self.steps}. {self._where_saved()} "
+            "To go on, run the same command again."
+        )
+        return "interrupted"
+
+    def _where_saved(self) -> str:
+        files = self.checkpoints.files() if self.checkpoints is not None else []
+        return f"The newest checkpoint is {files[-1]}." if files else "No checkpoint was saved."
+
+
+class _Stop:
+    """Turns the first Ctrl-C or SIGTERM inside the block into a wish (`asked`) that the loop grants after the step;
+    the second acts at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+
+class _Progress:
+    """A bar on a terminal, elsewhere a line every 10 seconds; and the speed since the last line of the metrics."""
+
+    def __init__(self, trainer: Trainer, interval: float = 10.0) -> None:
+        self.trainer, self.interval = trainer, interval
+        self.bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        from tqdm import tqdm
+
+        off = None if self.trainer.progress else True  # None: on a terminal only
+        self.bar = tqdm(
+            total=self.trainer.steps, initial=self.trainer.state.step, disable=off, unit="step", dynamic_ncols=True
+        )
+        self.since, self.samples = time.monotonic(), 0
+        self.told, self.told_samples = self.since, 0
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def advance(self, loss: float, samples: int) -> None:
+        self.samples += samples
+        self.told_samples += samples
+        if not self.bar.disable:
+            self.bar.set_postfix_str(
+                f"loss {loss:.4g}, {self.samples / max(time.monotonic() - self.since, 1e-9):.0f} images/s",
+                refresh=False,
+            )
+            self.bar.update()
+        elif self.trainer.progress and (now := time.monotonic()) - self.told >= self.interval:
+            speed = self.told_samples / (now - self.told)
+            self.trainer.say(
+                f"step {self.trainer.state.step} of {self.trainer.steps}: loss {loss:.4g}, {speed:.0f} images/s"
+            )
+            self.told, self.told_samples = now, 0
+
+    def take_rate(self) -> float:
+        """Samples per second since the last call."""
+        now = time.monotonic()
+        rate = self.samples / max(now - self.since, 1e-9)
+        self.since, self.samples = now, 0
+        return rate
+
+
+@contextmanager
+def autocast_network(model: nn.Module, precision: str) -> Iterator[None]:
+    """Run the inside of the network in bfloat16 and hand its output out in float32.
+
+    Only the network: what the score model and the objective compute from times, standard deviations and losses stays
+        float32.
+    """
+    if precision == "float32":
+        yield
+        return
+    network = getattr(model, "network", model)
+    device = next(model.parameters()).device.type
+    open_contexts: list[Any] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        context = torch.autocast(device, dtype=torch.bfloat16)
+        context.__enter__()
+        open_contexts.append(context)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        open_contexts.pop().__exit__(None, None, None)
+        return output.float() if isinstance(output, Tensor) else output
+
+    handles = [network.register_forward_pre_hook(enter), network.register_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,120 @@
+"""Validation loss by noise level, with noise and times that never change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde_score.tensors import SampleNoise
+from sde_score.training.sentinel import TimeProbe
+from sde_score.training.state import TrainState
+from sde_score.training.trainer import per_sample_loss
+
+
+class ValidationLoss:
+    """Mean loss over held-out batches, in all and by log-SNR; an action for the `Trainer`.
+
+    Noise and times of a sample are functions of (seed, its number), so that two evaluations differ by the weights
+    alone and a slow trend shows under what would otherwise be noise. The time is read off the call of the model;
+    where the objective makes no such call with one time per sample, only the mean is given.
+
+    Args:
+        objective: as in training.
+        batches: pairs `(x, cond)`, gone through anew at each evaluation (so a sequence, not a generator).
+        log_snr: `sde.log_snr`, or None for no bins.
+        edges: inner bounds of the bins of log-SNR.
+        repeats: times drawn for each sample.
+        prepare: as in training.
+        seed: of the noise.
+        raw: whether to report the weights being trained too, not the EMA only.
+    """
+
+    def __init__(
+        self,
+        objective: Callable[..., Tensor],
+        batches: Iterable[tuple[Tensor, Any]],
+        *,
+        log_snr: Callable[[Tensor], Tensor] | None = None,
+        edges: Sequence[float] = (-6.0, -3.0, 0.0, 3.0, 6.0),
+        repeats: int = 1,
+        prepare: Callable[[Tensor, Any], Tensor] | None = None,
+        seed: int = 0,
+        raw: bool = True,
+    ) -> None:
+        self.objective, self.batches, self.log_snr = objective, batches, log_snr
+        self.edges = [float(edge) for edge in edges]
+        self.repeats, self.seed, self.raw = repeats, seed, raw
+        self.prepare = prepare if prepare is not None else lambda x, noise: x
+
+    def __call__(self, state: TrainState) -> dict[str, float | None]:
+        """Names `val/loss`, `val/loss/logsnr<-6` ... for the EMA, and the same under `val_raw` for the raw weights."""
+        values: dict[str, float | None] = {}
+        if state.ema is not None:
+            values |= self.evaluate(state.ema.model, "val")
+        if self.raw or state.ema is None:
+            values |= self.evaluate(state.model, "val_raw" if state.ema is not None else "val")
+        return values
+
+    def evaluate(self, model: nn.Module, prefix: str = "val") -> dict[str, float | None]:
+        """The mean loss of `model` and, for each bin that received samples, the mean there."""
+        losses, levels = self.samples(model)
+        values = {f"{prefix}/loss": float(losses.mean())}
+        if levels is not None:
+            bins = torch.bucketize(levels, torch.tensor(self.edges, dtype=levels.dtype))
+            bounds = [-math.inf, *self.edges, math.inf]
+            for i, (low, high) in enumerate(zip(bounds, bounds[1:])):
+                if (bins == i).any():
+                    name = (
+                        f"<{high:g}" if low == -math.inf else f">{low:g}" if high == math.inf else f"{low:g}..{high:g}"
+                    )
+                    values[f"{prefix}/loss/logsnr{name}"] = float(losses[bins == i].mean())
+        return values
+
+    def samples(self, model: nn.Module) -> tuple[Tensor, Tensor | None]:
+        """Loss and log-SNR of each sample and repeat, float64 on the CPU; no log-SNR where the times are not known."""
+        device = next(model.parameters()).device
+        was_training = model.training
+        model.eval()
+        losses: list[Tensor] = []
+        levels: list[Tensor] = []
+        for repeat in range(self.repeats):
+            first = 0
+            for x, cond in self.batches:
+                numbers = range(first, first + len(x))
+                first += len(x)
+                loss, times = self._batch(
+                    model, x.to(device), _conditions(cond, device), SampleNoise((self.seed, repeat), numbers)
+                )
+                losses.append(loss.detach().double().cpu())
+                if (
+                    self.log_snr is not None
+                    and times is not None
+                    and times.shape == loss.shape
+                    and times.is_floating_point()
+                ):
+                    levels.append(self.log_snr(times.double().cpu()))
+        model.train(was_training)
+        if not losses:
+            raise ValueError(
+                "ValidationLoss has no batches; give a sequence of (x, cond), not a generator that is used up."
+            )
+        return torch.cat(losses), torch.cat(levels) if len(levels) == len(losses) else None
+
+    def _batch(
+        self, model: nn.Module, x: Tensor, cond: Mapping[str, Any], noise: SampleNoise
+    ) -> tuple[Tensor, Tensor | None]:
+        # Not under no_grad as a whole: objectives such as sliced score matching differentiate the score inside.
+        probe = TimeProbe(model)
+        needs_grad = getattr(self.objective, "needs_grad", True)
+        with torch.set_grad_enabled(needs_grad):
+            loss = per_sample_loss(self.objective, probe, self.prepare(x, noise), noise, cond)
+        return loss, probe.times
+
+
+def _conditions(cond: Any, device: torch.device) -> dict[str, Any]:
+    cond = {} if cond is None else {"y": cond} if isinstance(cond, Tensor) else dict(cond)
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in cond.items()}

@@ -1,0 +1,79 @@
+"""Train on a share of each batch, as one of several processes; run by test_distributed.py under torchrun's
+environment variables.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sde_score.models.ema import EMA
+from sde_score.tensors import draw_uniform
+from sde_score.training import CheckpointStore, JSONLWriter, Trainer, distributed, make_optimizer
+
+SIZE = 10
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Linear(16, 2))
+
+    def eps(self, x, t):  # not `forward`: DDP must see the gradients all the same
+        return self.network(torch.cat([x, t[:, None]], 1))
+
+
+def objective(model, x0, *, noise, **cond):
+    t = draw_uniform(noise, x0[:, 0])
+    z = noise(x0)
+    return ((model.eps((1 - t[:, None]) * x0 + t[:, None] * z, t) - z) ** 2).sum(1)
+
+
+def batch(step):
+    x = torch.randn(SIZE, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(step)) + 1.0
+    if step == 4:
+        x[0] = float("nan")  # on one process only; all must skip
+    rank, world = distributed.rank(), distributed.world_size()
+    bounds = [0, 3, SIZE] if world == 2 else [0, SIZE]  # unequal shares
+    mine = range(bounds[rank], bounds[rank + 1])
+    return x[mine.start : mine.stop], None, mine
+
+
+def train(run_dir: Path, steps: int, micro_batches: int, device: torch.device) -> None:
+    torch.manual_seed(distributed.rank())  # different weights, to see that the main process's are taken
+    model = Net().double().to(device)
+    if distributed.is_main():
+        torch.manual_seed(0)
+        model.load_state_dict({k: torch.randn_like(v) / 3 for k, v in model.state_dict().items()})
+    ema = EMA(model, 0.9)
+    said = []
+    result = Trainer(
+        model,
+        ema,
+        objective,
+        make_optimizer(model.parameters(), lr=1e-2),
+        batch,
+        steps=steps,
+        micro_batches=micro_batches,
+        log_every=5,
+        checkpoint_every=10,
+        checkpoints=CheckpointStore(run_dir, say=said.append),
+        writers=[JSONLWriter(run_dir / "metrics.jsonl")],
+        say=said.append,
+        progress=False,
+    ).run()
+    assert result.skipped == 1, result
+    assert distributed.is_main() or not said, "only the main process speaks"
+    if distributed.world_size() > 1:
+        mine = torch.cat([p.detach().flatten() for p in (*model.parameters(), *ema.model.parameters())])
+        box = [torch.empty_like(mine) for _ in range(distributed.world_size())]
+        torch.distributed.all_gather(box, mine)
+        assert torch.equal(box[0], box[1]), "the processes went apart"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with distributed.processes("cpu") as device:
+        train(Path(sys.argv[1]), 20, 2, device)
+        train(Path(sys.argv[1]), 30, 1, device)  # goes on from step 20

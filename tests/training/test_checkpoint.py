@@ -1,0 +1,277 @@
+"""Checkpoints: whole or absent, verified, never executed."""
+
+import errno
+import io
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+from sde_score.models.ema import EMA
+from sde_score.training import CheckpointError, CheckpointStore, TrainState, load_checkpoint, make_optimizer
+from sde_score.training import checkpoint as module
+from sde_score.training.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, write_atomically
+
+
+def make_state(width=4, steps=2):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, width), nn.Linear(width, 3))
+    ema, optimizer = EMA(model), make_optimizer(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+        ema.update(model)
+    return TrainState(model, ema, optimizer, step=steps)
+
+
+def save_steps(store, *steps):
+    state = make_state()
+    for step in steps:
+        state.step = step
+        store.save(state.state_dict(config={"sde": "vp", "lr": 0.1}))
+    return state
+
+
+def flatten(tree):
+    if isinstance(tree, dict):
+        return [leaf for key in tree for leaf in flatten(tree[key])]
+    if isinstance(tree, (list, tuple)):
+        return [leaf for value in tree for leaf in flatten(value)]
+    return [tree]
+
+
+def same(a, b):
+    a, b = flatten(a), flatten(b)
+    return len(a) == len(b) and all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b))
+
+
+def test_everything_comes_back_bit_for_bit(tmp_path):
+    state = make_state()
+    state.skipped, state.samples, state.seconds, state.window.loss = 3, 640, 1.25, 0.1
+    path = CheckpointStore(tmp_path).save(state.state_dict(config={"sde": "vp"}))
+    assert path.name == "step_00000002.pt"
+    assert json.loads((tmp_path / "checkpoints" / "latest.json").read_text()) == {"file": path.name, "step": 2}
+    other = make_state(steps=1)
+    read = load_checkpoint(tmp_path)
+    other.load(read)
+    assert same(other.state_dict(), state.state_dict())
+    assert read.config == {"sde": "vp"} and read.path == path
+    assert same(read.weights(), state.ema.model.state_dict()) and same(
+        read.weights(ema=False), state.model.state_dict()
+    )
+    for where in (path, str(tmp_path), tmp_path / "checkpoints"):
+        assert load_checkpoint(where).step == 2
+
+
+def test_the_file_loads_with_weights_only(tmp_path):
+    path = CheckpointStore(tmp_path).save(make_state().state_dict(config='{"a": 1}'))
+    assert torch.load(path, weights_only=True)["config"] == '{"a": 1}'
+
+
+def test_settings_of_the_optimizer_stay_as_constructed(tmp_path):
+    CheckpointStore(tmp_path).save(make_state().state_dict())
+    other = make_state()
+    other.optimizer.param_groups[0].update(lr=0.5, betas=(0.5, 0.9))
+    other.load(load_checkpoint(tmp_path))
+    assert other.optimizer.param_groups[0]["lr"] == 0.5 and other.optimizer.param_groups[0]["betas"] == (0.5, 0.9)
+
+
+def test_the_newest_are_kept_and_the_permanent(tmp_path):
+    store = CheckpointStore(tmp_path, keep=2, permanent_every=4)
+    save_steps(store, *range(1, 11))
+    assert [module.step_of(path) for path in store.files()] == [4, 8, 9, 10]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "byte", "garbage"])
+def test_a_damaged_newest_falls_back_and_says_so(tmp_path, damage):
+    said = []
+    store = CheckpointStore(tmp_path, say=said.append)
+    save_steps(store, 1, 2)
+    path = store.files()[-1]
+    content = bytearray(path.read_bytes())
+    if damage == "byte":
+        content[content.index(b"data/0") + 200] ^= 1  # inside the first tensor
+    path.write_bytes(
+        {"truncated": content[: len(content) // 2], "empty": b"", "byte": content, "garbage": b"\0" * 5000}[damage]
+    )
+    assert store.load_newest().step == 1
+    assert "step_00000002.pt is damaged" in said[0] and "Falling back" in said[0]
+    assert path.exists(), "a reader changes nothing"
+    assert store.load_newest(repair=True).step == 1
+    assert not path.exists() and path.with_name(path.name + ".damaged").exists()
+    with pytest.raises(DamagedCheckpoint):
+        load_checkpoint(path.with_name(path.name + ".damaged"))
+    store.files()[0].write_bytes(b"")
+    with pytest.raises(CheckpointError, match="None of the 1 checkpoints"):
+        store.load_newest()
+
+
+def test_any_changed_byte_of_any_record_is_noticed(tmp_path):
+    path = CheckpointStore(tmp_path).save(make_state().state_dict())
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        spans = [(info.header_offset, info.filename, info.file_size) for info in archive.infolist() if info.file_size]
+    for offset, name, size in spans:
+        extra = int.from_bytes(content[offset + 28 : offset + 30], "little")
+        start = offset + 30 + len(name) + extra
+        for place in (start, start + size // 2, start + size - 1):
+            changed = bytearray(content)
+            changed[place] ^= 0x10
+            path.write_bytes(changed)
+            with pytest.raises(DamagedCheckpoint, match="checksum of its record"):
+                load_checkpoint(path)
+
+
+class Bomb:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_is_refused_unexecuted(tmp_path, zipped):
+    store = CheckpointStore(tmp_path)
+    save_steps(store, 1)
+    target, path = tmp_path / "executed", tmp_path / "checkpoints" / "step_00000005.pt"
+    if zipped:
+        torch.save({"format": 1, "step": 5, "model": Bomb(str(target))}, path)
+        with pytest.raises(UnsafeCheckpoint, match="nothing in it was executed"):
+            store.load_newest()
+    else:
+        path.write_bytes(pickle.dumps(Bomb(str(target))))
+        assert store.load_newest().step == 1
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not target.exists()
+
+
+def test_other_files_are_told_apart(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of a training run"):
+        load_checkpoint(tmp_path / "other.pt")
+    torch.save({"format": 99}, tmp_path / "newer.pt")
+    with pytest.raises(CheckpointError, match="newer version"):
+        load_checkpoint(tmp_path / "newer.pt")
+    with pytest.raises(FileNotFoundError, match="run directory"):
+        load_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="--workdir"):
+        load_checkpoint(tmp_path)
+
+
+def test_another_model_is_refused_with_the_differing_keys(tmp_path):
+    store = CheckpointStore(tmp_path)
+    save_steps(store, 1)
+    other = make_state(width=5)
+    other.model.append(nn.Linear(3, 3))
+    before = [p.clone() for p in other.model.parameters()]
+    told = r"only in the model: 2.weight, 2.bias; of another shape: 0.weight \(model \(5, 3\), checkpoint \(4, 3\)\)"
+    with pytest.raises(CheckpointError, match=told):
+        other.load(store.load_newest())
+    assert all(torch.equal(a, b) for a, b in zip(before, other.model.parameters()))
+    without = make_state()
+    without.model = nn.Sequential(without.model[0])
+    with pytest.raises(CheckpointError, match="only in the checkpoint: 1.weight, 1.bias"):
+        without.load(store.load_newest())
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    store = CheckpointStore(tmp_path)
+    save_steps(store, 1)
+    leftover = tmp_path / "checkpoints" / ".step_00000002.pt.tmp"
+    leftover.write_bytes(b"half")
+    assert store.load_newest(repair=True).step == 1
+    assert not leftover.exists()
+
+
+# A full disk
+
+
+def check_full(store, error):
+    assert re.search(r"no room on the disk .*newest: step_00000001.pt.*run the same command again", str(error.value))
+    assert [path.name for path in store.files()] == ["step_00000001.pt"]
+    assert not list(store.folder.glob(".*"))
+    assert store.load_newest().step == 1
+
+
+def test_a_full_disk_by_a_failing_write(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path)
+    save_steps(store, 1)
+
+    class Full(io.FileIO):
+        written = 0
+
+        def write(self, data):
+            self.written += memoryview(data).nbytes
+            if self.written > 2000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(module, "open", lambda path, mode: Full(path, mode), raising=False)
+    with pytest.raises(CheckpointError) as error:
+        save_steps(store, 2)
+    check_full(store, error)
+
+
+def test_a_full_disk_by_a_limit_of_the_system(tmp_path):
+    store = CheckpointStore(tmp_path)
+    save_steps(store, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(CheckpointError) as error:
+            save_steps(store, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    check_full(store, error)
+
+
+def test_a_full_disk_on_a_small_tmpfs(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if shutil.which("mount") is None or subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:  # fmt: skip
+        pytest.skip("mounting a tmpfs needs rights that this user has not")
+    try:
+        store = CheckpointStore(disk, keep=9)
+        save_steps(store, 1)
+        (disk / "ballast").write_bytes(b"\0" * (shutil.disk_usage(disk).free - 4096))
+        with pytest.raises(CheckpointError) as error:
+            save_steps(store, 2)
+        check_full(store, error)
+        (disk / "ballast").unlink()
+        save_steps(store, 2)
+        assert store.load_newest().step == 2
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="No earlier checkpoint exists. Check that the run directory"):
+        save_steps(CheckpointStore(tmp_path / "file"), 1)
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_the_old_file_survives_a_failure_at_any_call(tmp_path, monkeypatch, broken):
+    path = tmp_path / "a.json"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(*args):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(OSError):
+        write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]

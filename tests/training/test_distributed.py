@@ -1,0 +1,75 @@
+"""Two processes (gloo) against one."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sde_score.training import distributed, load_checkpoint
+
+DRIVER = Path(__file__).with_name("ddp_driver.py")
+
+
+def run_two(run_dir):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(2):  # what torchrun sets
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        own = {key: str(value) for key, value in (names | {"OMP_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"}).items()}
+        command = [sys.executable, str(DRIVER), str(run_dir)]
+        children.append(subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, text=True))
+    errors = [child.communicate(timeout=120)[1] for child in children]
+    assert all(child.returncode == 0 for child in children), "\n".join(errors)
+
+
+def run_one(run_dir):
+    spec = importlib.util.spec_from_file_location("ddp_driver", DRIVER)
+    driver = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(driver)
+    driver.train(run_dir, 30, 1, torch.device("cpu"))
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Unequal shares, micro-batches, a skipped step and a resume. Float64: the order of sums is all that differs."""
+    run_one(tmp_path / "one")
+    run_two(tmp_path / "two")
+    one, two = load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "two")
+    assert one.step == two.step == 30
+    for key in one.model:
+        torch.testing.assert_close(
+            two.model[key], one.model[key], rtol=1e-6, atol=1e-6
+        )  # losses are handed over in float32
+        torch.testing.assert_close(two.weights()[key], one.weights()[key], rtol=1e-6, atol=1e-6)
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert [line["step"] for line in lines[1]] == [line["step"] for line in lines[0]] == [5, 10, 15, 20, 25, 30]
+    for a, b in zip(*lines):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5) and b["samples"] == a["samples"] == 10 * a["step"]
+
+
+def test_one_process_needs_nothing(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with distributed.processes("cpu") as device:
+        assert device == torch.device("cpu")
+        assert distributed.rank() == 0 and distributed.world_size() == 1 and distributed.is_main()
+        assert distributed.share("x") == "x"
+        module = torch.nn.Linear(1, 1)
+        assert distributed.wrap(module, device) is module
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_missing_gpu_is_named():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="torch sees no GPU"):
+        distributed.pick_device("cuda")
