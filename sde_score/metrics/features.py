@@ -24,8 +24,7 @@ class Pixels:
 
 @FEATURES.register("random_conv")
 class RandomConv(nn.Module):
-    """Channel means and standard deviations of a fixed random convolutional network: features without training or
-    download.
+    """Channel means and deviations of a fixed random convolutional network: no training, no download.
 
     Args:
         channels: of the images.

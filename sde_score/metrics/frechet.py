@@ -88,8 +88,9 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
 @METRICS.register("fd")
 class FrechetDistance(Metric):
-    """Fréchet distance with a delete-a-group jackknife: standard error, and the value with its bias of order 1/N
-    removed.
+    """Fréchet distance of Gaussians fitted to features (FID with Inception features), with its standard error.
+
+    A delete-a-group jackknife gives the standard error, and in ``details`` the value without its bias of order 1/N.
 
     The distance is biased upwards for few samples (2,000 Inception features give several units), so compare only
     equal N, or read ``details["bias_corrected"]``.
