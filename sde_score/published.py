@@ -157,13 +157,14 @@ def network_arguments(facts: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if model != "ncsn":
             arguments |= {"sigma_max": facts["sigma_max"], "sigma_min": facts["sigma_min"]}
         return model, arguments
-    keys = UNET_KEYS if model == "ddpm" else UNET_KEYS + NCSNPP_KEYS
+    keys = UNET_KEYS + (DDPM_KEYS if model == "ddpm" else NCSNPP_KEYS)
     return model, {key: facts[key] for key in keys if key in facts} | {"num_classes": None}
 
 
 UNET_KEYS = ("channels", "image_size", "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "nonlinearity",
              "resamp_with_conv", "conditional", "scale_by_sigma", "num_scales", "sigma_max", "sigma_min",
              "centered")  # fmt: skip
+DDPM_KEYS = ("up_attention",)
 NCSNPP_KEYS = ("embedding_type", "fourier_scale", "fir", "fir_kernel", "skip_rescale", "resblock_type", "progressive",
                "progressive_input", "progressive_combine", "init_scale")  # fmt: skip
 

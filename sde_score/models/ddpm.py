@@ -40,6 +40,7 @@ class DDPM(nn.Module):
 
     Args: as `NCSNpp`; here `init_scale` is always 0. The group norms have 32 groups if the width allows it (published
     widths are multiples of 32), else the next smaller number that divides the width.
+    up_attention: on the way up, attention follows the "last" block of a level (Song et al.) or "each" (Ho et al.).
 
     Raises:
         ValueError: images of another channel count or that cannot be halved; labels out of range; y missing or
@@ -60,6 +61,7 @@ class DDPM(nn.Module):
         conditional: bool = True,
         num_classes: int | None = None,
         resamp_with_conv: bool = True,
+        up_attention: str = "last",
         scale_by_sigma: bool = False,
         sigma_min: float = 0.01,
         sigma_max: float = 50.0,
@@ -68,12 +70,15 @@ class DDPM(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if up_attention not in ("last", "each"):
+            raise ValueError(f"DDPM(up_attention={up_attention!r}): `up_attention` must be 'last' or 'each'.")
         check_unet_sizes("DDPM", channels=channels, nf=nf, ch_mult=ch_mult, num_res_blocks=num_res_blocks,
                          num_classes=num_classes)  # fmt: skip
         self.channels = channels
         self.image_size = image_size
         self.num_classes = num_classes
         self.scale_by_sigma = scale_by_sigma
+        self.up_attention = up_attention
         self.centered = centered
         self.act = activation(nonlinearity)
         self.sigma_table = SigmaTable(sigma_min, sigma_max, num_scales)
@@ -116,6 +121,8 @@ class DDPM(nn.Module):
                 stage.blocks.append(block(width + skips.pop(), nf * ch_mult[level]))
                 width = nf * ch_mult[level]
             if attended[level]:
+                if up_attention == "each":
+                    stage.attentions.extend(attend(width) for _ in range(num_res_blocks))
                 stage.attention = attend(width)
             if level:
                 stage.enlarge = UpsampleConv(width, width) if resamp_with_conv else Upsample()

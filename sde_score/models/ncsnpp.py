@@ -57,7 +57,7 @@ class NCSNpp(nn.Module):
     Args:
         channels: channels of the images.
         image_size: the nominal side. Images of another size, also H != W, are taken if they can be halved
-            `len(ch_mult) - 1` times: attention sits at the levels l where `image_size // 2**l` is in `attn_resolutions`,
+            `len(ch_mult) - 1` times: attention sits at levels l where `image_size // 2**l` is in `attn_resolutions`,
             and in the middle.
         nf: base width; level l has width `nf * ch_mult[l]`.
         num_res_blocks: residual blocks per level on the way down; there is one more on the way up.
@@ -322,6 +322,7 @@ class UpLevel(nn.Module):
         self.factor = math.sqrt(0.5) if rescale else 1.0
         self.mode = mode
         self.blocks = nn.ModuleList()
+        self.attentions = nn.ModuleList()  # after all blocks but the last, where attention follows every block
         self.attention: AttentionBlock | None = None
         self.norm: nn.Module | None = None
         self.conv: nn.Module | None = None
@@ -331,8 +332,10 @@ class UpLevel(nn.Module):
     def forward(
         self, h: Tensor, emb: Tensor | None, pyramid: Tensor | None, skips: list[Tensor], plain: bool
     ) -> tuple[Tensor, Tensor | None]:
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             h = run_block(block, torch.cat([h, skips.pop()], dim=1), emb, recompute=self.checkpointing)
+            if i < len(self.attentions):
+                h = self.attentions[i](h, plain=plain)
         if self.attention is not None:
             h = self.attention(h, plain=plain)
         if self.mode == "output_skip":
