@@ -21,16 +21,18 @@ def _check_eta(eta: float) -> float:
 class EulerMaruyama(Predictor):
     """Euler-Maruyama on the reverse SDE: `x_mean = x + f_rev Δ`, `x = x_mean + η G √|Δ| z`, `Δ = t_next − t` (Song et al. 2021, appendix E).
 
-    Works for every SDE. With `eta = 0` it is Euler's rule on the probability-flow ODE.
+    Works for every SDE. With `eta = 0` it is Euler's rule on the probability-flow ODE. With `chain=N` the step is the published `Δ = −T/N`, whatever
+    the grid says.
     """
 
-    def __init__(self, sde: SDE, eta: float = 1.0) -> None:
+    def __init__(self, sde: SDE, eta: float = 1.0, chain: int | None = None) -> None:
         super().__init__(sde)
         self.eta = _check_eta(eta)
+        self.dt = None if chain is None else -sde.T / chain
 
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:
         reverse = self.sde.reverse(score_fn, eta=self.eta)
-        dt = expand_like(t_next - t, x)
+        dt = expand_like(t_next - t if self.dt is None else torch.full_like(t, self.dt), x)
         x_mean = x + reverse.drift(x, t) * dt
         if self.eta == 0:
             return x_mean, x_mean

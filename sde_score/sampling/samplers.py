@@ -23,7 +23,7 @@ from sde_score.sampling.correctors import NoneCorrector
 from sde_score.sampling.predictors import NonePredictor
 from sde_score.sampling.times import make_times
 from sde_score.sdes.base import SDE
-from sde_score.solvers import SOLVERS, solve_ode
+from sde_score.solvers import SOLVERS, ODEProgress, solve_ode
 
 GPU_CHECK_EVERY = 50  # looking for NaNs costs a synchronisation on a GPU
 
@@ -139,12 +139,12 @@ class ODESampler(Sampler):
 
 
 def _solver_callback(callback: Callback | None, score: CountedScore):
-    """A sampler's callback as an ODE solver's, which is called with (step, t, x)."""
+    """A sampler's callback as an ODE solver's."""
     if callback is None:
         return None
 
-    def call(step: int, t: Tensor, x: Tensor) -> None:
-        callback(Progress(step, None, float(torch.as_tensor(t).max()), x, x, score.calls))
+    def call(progress: ODEProgress) -> None:
+        callback(Progress(progress.step, None, float(progress.t.max()), progress.x, progress.x, score.calls))
 
     return call
 

@@ -10,9 +10,15 @@ from sde_score.sampling.base import SAMPLERS, Callback, CountedScore, Progress, 
 from sde_score.sdes.base import SDE
 from sde_score.tensors import draw_uniform, mix_seed
 
+DIGITS = 6  # the paths are resolved to this many decimals of their interval
 
-def brownian_paths(seeds: list[int], like: Tensor, start: float, end: float):
-    """One Brownian path for each row of `like`, each a `torchsde.BrownianInterval` with its own seed, as one torchsde Brownian motion."""
+
+def brownian_paths(seeds: list[int], like: Tensor, end: float):
+    """A Brownian path on `[0, end]` for each row of `like`, each with its own seed, as one Brownian motion for torchsde.
+
+    Each is a `torchsde.BrownianInterval` on [0, 1], scaled, whose tree is halved at fixed places: split at the times asked for, as by
+    default, the path would change with the steps. Times are rounded as the tree's are; otherwise its search does not end.
+    """
     import torchsde
 
     class Paths(torchsde.BaseBrownian):
@@ -21,22 +27,27 @@ def brownian_paths(seeds: list[int], like: Tensor, start: float, end: float):
 
         def __init__(self) -> None:
             super().__init__()
-            settings = {"size": (1, like.shape[1]), "dtype": like.dtype, "device": like.device}
-            self.paths = [
-                torchsde.BrownianInterval(
-                    start, end, entropy=seed % 2**31, levy_area_approximation=self.levy_area_approximation, **settings
-                )
-                for seed in seeds
-            ]
+            settings = {
+                "size": (1, like.shape[1]), "dtype": like.dtype, "device": like.device,
+                "halfway_tree": True, "tol": 10.0**-DIGITS, "levy_area_approximation": self.levy_area_approximation,
+            }  # fmt: skip
+            self.paths = [torchsde.BrownianInterval(0.0, 1.0, entropy=seed % 2**31, **settings) for seed in seeds]
 
         def __call__(self, ta, tb=None, return_U: bool = False, return_A: bool = False):
-            pieces = [path(ta, tb, return_U=return_U, return_A=return_A) for path in self.paths]
-            if not (return_U or return_A):
-                return torch.cat(pieces)
-            return tuple(torch.cat(column) if column[0] is not None else None for column in zip(*pieces))
+            if return_A:
+                raise NotImplementedError("Methods that need a Lévy area are not offered: the noise here is diagonal.")
+            begin, stop = (round(min(max(float(t) / end, 0.0), 1.0), DIGITS) for t in (ta, tb))
+            if begin == stop:
+                zero = torch.zeros_like(like)
+                return (zero, zero) if return_U else zero
+            pieces = [path(begin, stop, return_U=return_U) for path in self.paths]
+            if not return_U:
+                return torch.cat(pieces) * end**0.5
+            increments, areas = (torch.cat(column) for column in zip(*pieces))
+            return increments * end**0.5, areas * end**1.5
 
         def __repr__(self) -> str:
-            return f"{len(self.paths)} Brownian paths on [{start:g}, {end:g}]"
+            return f"{len(self.paths)} Brownian paths on [0, {end:g}]"
 
     return Paths()
 
@@ -132,16 +143,16 @@ class SDESampler(Sampler):
         import torchsde
 
         flat = x.reshape(len(x), -1)
-        start, end = 0.0, self.sde.T - self.t_min
+        end = self.sde.T - self.t_min
         # float64 times: torchsde compares its bounds exactly, and float32 ones miss each other
-        ts = torch.tensor([start, end], dtype=torch.float64, device=x.device)
-        path = brownian_paths(seeds, flat, start, end)
+        ts = torch.tensor([0.0, end], dtype=torch.float64, device=x.device)
+        path = brownian_paths(seeds, flat, end)
         sde_type = "stratonovich" if self.method in self.STRATONOVICH else "ito"
         system = _ReverseInTime(self.sde, score if not self.adaptive else _one_of(score, members), self.eta, x.shape, sde_type)
         with torch.no_grad():
             ys = torchsde.sdeint(
                 system, flat, ts, bm=path, method=self.method, dt=end / self.steps, adaptive=self.adaptive,
-                rtol=self.rtol, atol=self.atol, dt_min=end * 1e-6,
+                rtol=self.rtol, atol=self.atol, dt_min=end * 1e-4,
             )
         return ys[-1].reshape(x.shape)
 

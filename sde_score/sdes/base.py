@@ -85,6 +85,11 @@ class SDE(ABC):
             "Use the predictor 'euler_maruyama', or derive the SDE from LinearSDE if its drift is linear in x."
         )
 
+    def denoise(self, score_fn: ScoreFn, x: Tensor, t: Tensor) -> Tensor:
+        """Posterior mean of the data given `x` at `t`, when the law of `x_t` given `x_0` is known."""
+        self.marginal_prob(x, t)  # explains itself if it is not
+        raise NotImplementedError(f"{type(self).__name__} has a marginal law but no denoise(); sample with denoise='mean' or 'none'.")
+
     def reverse(self, score_fn: ScoreFn, *, eta: float = 1.0) -> ReverseSDE:
         """The reverse-time process for a score: `eta = 1` the reverse SDE, `eta = 0` the probability-flow ODE, and all between."""
         return ReverseSDE(self, score_fn, eta=eta)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,71 +15,173 @@ METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 
 @SOLVERS.register("scipy")
 class SciPySolver(Solver):
-    """SciPy's `solve_ivp` methods on the host: one step and one error norm for the whole batch, as published.
+    """SciPy's `solve_ivp` methods on the host, in float64.
 
-    The state is the flattened batch in float64 on the host; the right-hand side gets it in its own precision, on its own device.
-    Samples share their steps, so each result depends a little on its companions: `dopri5` controls them one by one, and
-    without the way to the host and back. Gradients do not pass. The implicit methods (`Radau`, `BDF`) form a dense Jacobian by finite
-    differences: for small problems only.
+    The right-hand side gets the state in its own precision, on its own device, always with the whole batch. Gradients do not pass. The implicit
+    methods (`Radau`, `BDF`) form a dense Jacobian by finite differences: for small problems only.
 
     Args:
         method: RK45 (Dormand-Prince, published), RK23, DOP853, Radau, BDF or LSODA.
         rtol, atol: relative and absolute tolerance.
+        per_sample: each sample is a system with its own steps, and its result does not depend on its companions. False: one system and one
+            error norm for the whole batch, as published.
         max_steps: limit of accepted steps.
         on_failure: see `Solver`.
     """
 
     def __init__(
-        self, method: str = "RK45", rtol: float = 1e-5, atol: float = 1e-5, *, max_steps: int = 100_000, on_failure: str = "raise"
+        self,
+        method: str = "RK45",
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        *,
+        per_sample: bool = True,
+        max_steps: int = 100_000,
+        on_failure: str = "raise",
     ) -> None:
         super().__init__(on_failure=on_failure)
         if method not in METHODS:
             raise ValueError(f"scipy(method=...) is one of {', '.join(METHODS)}; got {method!r}.")
         self.method, self.rtol, self.atol, self.max_steps = method, float(rtol), float(atol), int(max_steps)
+        self.per_sample = per_sample
+        self.batch_coupled = not per_sample
 
     def integrate(self, func: CountedFunc, x: Tensor, t0: float, t1: float, callback: ODECallback | None) -> ODEResult:
         try:
-            from scipy import integrate
+            import scipy.integrate  # noqa: F401
         except ImportError as error:
             raise ImportError("The solver 'scipy' needs SciPy: pip install scipy. 'dopri5' does without.") from error
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError("Gradients do not pass through the solver 'scipy'. Use 'dopri5', or call it under torch.no_grad().")
+        rows = x.detach().reshape(len(x), -1).to("cpu", torch.float64).numpy()
+        systems = [row[None] for row in rows] if self.per_sample else [rows]
+        paths = [_Path(self, system, t0, t1) for system in systems]
+        meeting = _Meeting(paths)
         low, high = min(t0, t1), max(t0, t1)
+        while (asked := meeting.requests()) is not None:
+            times = np.clip(np.concatenate([np.full(len(p.y), t) for p, (t, _) in zip(paths, asked)]), low, high)
+            states = np.concatenate([y.reshape(p.y.shape) for p, (_, y) in zip(paths, asked)])
+            states, times = torch.from_numpy(states).reshape(x.shape).to(x), torch.from_numpy(times).to(x)
+            try:
+                values = func(states, times).detach().reshape(len(x), -1).to("cpu", torch.float64).numpy()
+            except BaseException:
+                meeting.leave()
+                raise
+            meeting.answer(np.split(values, np.cumsum([len(p.y) for p in paths])[:-1]))
+            if callback is not None:
+                reached = torch.from_numpy(np.concatenate([np.full(len(p.y), p.t) for p in paths])).to(x)
+                callback(ODEProgress(max(p.steps for p in paths), reached, self._states(paths, x), func.calls))
 
-        def tensor(y: np.ndarray) -> Tensor:
-            return torch.from_numpy(y).reshape(x.shape).to(device=x.device, dtype=x.dtype)
+        def each(name: str) -> Tensor:
+            return torch.tensor([getattr(p, name) for p in paths for _ in p.y], device=x.device)
 
-        def right_hand_side(t: float, y: np.ndarray) -> np.ndarray:
-            time = torch.full((len(x),), min(max(float(t), low), high), dtype=x.dtype, device=x.device)
-            value = func(tensor(y), time).detach().reshape(-1).to("cpu", torch.float64).numpy()
-            if not np.isfinite(value).all():  # SciPy would never come back from a NaN
-                raise _NotFinite
-            return value
+        time = each("t").to(x.dtype)
+        return ODEResult(self._states(paths, x), time, each("status"), each("nfe"), each("steps"), torch.zeros_like(each("steps")), func.calls)
 
-        start = x.detach().reshape(-1).to("cpu", torch.float64).numpy()
-        t, y, steps, status = t0, start, 0, Status.DONE
-        try:
-            scheme = getattr(integrate, self.method)(right_hand_side, t0, start, t1, rtol=self.rtol, atol=self.atol)
-            while scheme.status == "running":
-                if steps == self.max_steps:
-                    status = Status.TOO_MANY_STEPS
-                    break
-                scheme.step()
-                if scheme.status == "failed":
-                    status = Status.STEP_TOO_SMALL
-                    break
-                t, y, steps = scheme.t, scheme.y, steps + 1
-                if callback is not None:
-                    callback(ODEProgress(steps, torch.full((len(x),), t, device=x.device), tensor(y), func.calls))
-        except _NotFinite:
-            status = Status.NOT_FINITE
+    @staticmethod
+    def _states(paths: list[_Path], x: Tensor) -> Tensor:
+        return torch.from_numpy(np.concatenate([p.y for p in paths])).reshape(x.shape).to(x)
 
-        def each(value: int) -> Tensor:
-            return torch.full((len(x),), value, dtype=torch.long, device=x.device)
 
-        time = torch.full((len(x),), t, device=x.device)
-        return ODEResult(tensor(y), time, each(int(status)), each(func.calls), each(steps), each(0), func.calls)
+class _Left(Exception):
+    """Ends a path's thread when the meeting is over."""
 
 
 class _NotFinite(Exception):
-    """Leaves SciPy's loop when the right-hand side is not finite."""
+    """Leaves SciPy's loop when the right-hand side is not finite: SciPy would never come back from a NaN."""
+
+
+class _Path:
+    """One system that SciPy solves, in a thread of its own: SciPy calls its right-hand side, the network wants batches."""
+
+    def __init__(self, solver: SciPySolver, y: np.ndarray, t0: float, t1: float) -> None:
+        self.solver, self.y, self.t, self.t1 = solver, y, t0, t1
+        self.steps = self.nfe = 0
+        self.status = int(Status.DONE)
+        self.meeting: _Meeting | None = None
+        self.request: tuple[float, np.ndarray] = (t0, y)
+        self.value: np.ndarray | None = None
+
+    def right_hand_side(self, t: float, y: np.ndarray) -> np.ndarray:
+        value = self.meeting.ask(self, float(t), y)
+        self.nfe += 1
+        if not np.isfinite(value).all():
+            raise _NotFinite
+        return value.reshape(-1)
+
+    def run(self) -> None:
+        from scipy import integrate
+
+        settings = {"rtol": self.solver.rtol, "atol": self.solver.atol}
+        try:
+            scheme = getattr(integrate, self.solver.method)(self.right_hand_side, self.t, self.y.reshape(-1), self.t1, **settings)
+            while scheme.status == "running":
+                if self.steps == self.solver.max_steps:
+                    self.status = int(Status.TOO_MANY_STEPS)
+                    break
+                scheme.step()
+                if scheme.status == "failed":
+                    self.status = int(Status.STEP_TOO_SMALL)
+                    break
+                self.t, self.y, self.steps = float(scheme.t), scheme.y.reshape(self.y.shape), self.steps + 1
+        except _NotFinite:
+            self.status = int(Status.NOT_FINITE)
+
+
+class _Meeting:
+    """Where the paths' requests become one batch. A path that is done keeps its place: its last state is evaluated along, unused."""
+
+    def __init__(self, paths: list[_Path]) -> None:
+        self.paths, self.over = paths, False
+        self.condition = threading.Condition()
+        self.waiting: set[int] = set()
+        self.live = len(paths)
+        self.error: BaseException | None = None
+        for path in paths:
+            path.meeting = self
+            threading.Thread(target=self._run, args=(path,), daemon=True).start()
+
+    def _run(self, path: _Path) -> None:
+        try:
+            path.run()
+        except _Left:
+            pass
+        except BaseException as error:  # shown by the main thread
+            self.error = error
+        with self.condition:
+            self.live -= 1
+            self.condition.notify_all()
+
+    def ask(self, path: _Path, t: float, y: np.ndarray) -> np.ndarray:
+        """A path's request; comes back with its value."""
+        with self.condition:
+            path.request, path.value = (t, y), None
+            self.waiting.add(id(path))
+            self.condition.notify_all()
+            self.condition.wait_for(lambda: path.value is not None or self.over)
+            if path.value is None:
+                raise _Left
+            return path.value
+
+    def requests(self) -> list[tuple[float, np.ndarray]] | None:
+        """All requests, once every live path has made one; None when no path is left."""
+        with self.condition:
+            self.condition.wait_for(lambda: len(self.waiting) == self.live)
+            if self.error is not None:
+                raise self.error
+            return [p.request for p in self.paths] if self.live else None
+
+    def answer(self, values: list[np.ndarray]) -> None:
+        """Hand out the values and let the paths go on."""
+        with self.condition:
+            for path, value in zip(self.paths, values):
+                if id(path) in self.waiting:
+                    path.value = value
+            self.waiting.clear()
+            self.condition.notify_all()
+
+    def leave(self) -> None:
+        """Let all threads end."""
+        with self.condition:
+            self.over = True
+            self.condition.notify_all()

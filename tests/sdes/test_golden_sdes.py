@@ -84,11 +84,7 @@ def test_published_grid_and_index(golden_dir):
         grid = make_times("published", sde, steps=case["N"], t_min=case["eps"])
         assert torch.equal(grid[:, 0].float(), g[f"g{i}_t"])
         assert torch.equal(sde.chain(case["N"]).index(g[f"g{i}_t"]), g[f"g{i}_index_truncated"].long())
-    for i, case in enumerate(meta["sigmas"]):
-        low, high = case.get("sigma_min", case.get("min")), case.get("sigma_max", case.get("max"))
-        if low is None:
-            continue
-        n = len(g[f"s{i}_sde_ascending_float32"])
+    for i, (low, high, n) in enumerate(meta["sigmas"]):
         close(SDES.get("ve")(low, high).chain(n).sigmas, g[f"s{i}_sde_ascending_float32"], 1e-6)
 
 

@@ -1,0 +1,275 @@
+"""Samplers: seeds, counting, orders of convergence, what they refuse, what they report."""
+
+import math
+
+import pytest
+import torch
+
+from sde_score.sampling import PREDICTORS, SAMPLERS, ODESampler, PCSampler, SDESampler, Trajectory, make_sampler, make_times
+from sde_score.sampling.times import TIMES
+from sde_score.sdes import SDE, SDES, LinearSDE
+from sde_score.tensors import GeneratorNoise, SampleNoise, expand_like
+
+MU, VAR = 0.4, 0.25
+
+
+def gaussian_score(sde):
+    def score(x, t):
+        m, std = (expand_like(c, x) for c in sde.marginal_coeffs(t))
+        return -(x - m * MU) / (m**2 * VAR + std**2)
+
+    return score
+
+
+def coupled_score(sde):
+    """A score that mixes the dimensions of a sample, so that mistakes in shapes show."""
+    base = gaussian_score(sde)
+    return lambda x, t: base(x, t) + 0.1 * torch.tanh(x.flip(-1))
+
+
+ALL = {
+    "pc": lambda sde: PCSampler(sde, "reverse_diffusion", "langevin(snr=0.1, norms='expected')", steps=20),
+    "ancestral": lambda sde: PCSampler(sde, "ancestral_sampling", "ald(snr=0.1)", steps=20),
+    "ode": lambda sde: ODESampler(sde, "dopri5(rtol=1e-4, atol=1e-4)"),
+    "scipy": lambda sde: ODESampler(sde, "scipy(rtol=1e-4, atol=1e-4)"),
+    "sde": lambda sde: SDESampler(sde, "srk", steps=20),
+    "sde adaptive": lambda sde: SDESampler(sde, "srk", steps=8, adaptive=True, rtol=1e-1, atol=1e-1),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_sample_i_depends_on_seed_and_i_only(name):
+    sde = SDES.build("vp(t_min=1e-2)")
+    sampler, total = ALL[name](sde), 6
+
+    def draw(batch):
+        parts = []
+        for start in range(0, total, batch):
+            members = range(start, min(start + batch, total))
+            noise = SampleNoise(3, members)
+            parts.append(sampler(coupled_score(sde), sde.prior_sampling((len(members), 2, 3), noise=noise), noise=noise).x)
+        return torch.cat(parts)
+
+    whole = draw(total)
+    for batch in (1, 3):
+        assert torch.allclose(draw(batch), whole, atol=2e-5), batch
+
+
+def test_published_langevin_rule_couples_the_batch_and_says_so():
+    sde = SDES.build("vp")
+    coupled = PCSampler(sde, "none", "langevin", steps=3)
+    assert coupled.corrector.batch_coupled
+    assert not PCSampler(sde, "none", "langevin(norms='expected')", steps=3).corrector.batch_coupled
+    x = torch.randn(2, 4)
+    louder = x * torch.tensor([[1.0], [30.0]])
+    first = coupled(gaussian_score(sde), x, noise=SampleNoise(0, range(2))).x[0]
+    assert not torch.allclose(coupled(gaussian_score(sde), louder, noise=SampleNoise(0, range(2))).x[0], first)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("kind", ["ve(sigma_max=8.)", "subvp", "edm(T=10.)", "cosine"])
+def test_gaussian_law(name, kind):
+    # 1500 samples: s.e. of the mean 0.5/√1500 = 0.013, of the std 1.8 %; bounds at five of each plus discretisation
+    sde = SDES.build(kind)
+    if name == "sde adaptive":
+        pytest.skip("one sample at a time: its law is that of 'sde', its independence is tested above")
+    shape = (15, 100) if name == "sde" else (100, 15) if name == "scipy" else (1500, 1)  # dimensions are independent too; paths cost time
+    noise = GeneratorNoise(torch.Generator().manual_seed(5))
+    sampler = ALL[name](sde) if "ode" in name or name == "scipy" else {
+        "pc": PCSampler(sde, "reverse_diffusion", "langevin(snr=0.1, norms='expected')", steps=150, times="log_snr"),
+        "ancestral": PCSampler(sde, "ancestral_sampling", "ald(snr=0.1)", steps=150, times="log_snr"),
+        "sde": SDESampler(sde, "srk", steps=100, t_min=0.01 * sde.T),
+    }[name]
+    x = sampler(gaussian_score(sde), sde.prior_sampling(shape, noise=noise), noise=noise).x
+    assert abs(float(x.mean()) - MU) < 0.09
+    assert abs(float(x.std()) / math.sqrt(VAR) - 1) < 0.11
+
+
+def final_error(make, sde, steps):
+    # x_T and the noise are fixed; the exact flow of a Gaussian is affine
+    x_T = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    t_min = 0.01
+    m, std = sde.marginal_coeffs(torch.tensor([t_min, sde.T], dtype=torch.float64))
+    width = torch.sqrt(m**2 * VAR + std**2)
+    exact = m[0] * MU + (x_T - m[1] * MU) * width[0] / width[1]
+    return float((make(sde, steps, t_min)(gaussian_score(sde), x_T).x - exact).abs().max())
+
+
+@pytest.mark.parametrize("predictor,order", [("euler_maruyama", 1), ("reverse_diffusion", 1), ("ancestral_sampling", 1)])
+def test_convergence_order_of_the_flow(predictor, order):
+    def make(sde, steps, t_min):
+        return PCSampler(sde, f"{predictor}(eta=0.)", "none", steps=steps, t_min=t_min, denoise="none")
+
+    for kind in ("vp", "ve(sigma_max=5.)"):
+        errors = [final_error(make, SDES.build(kind), n) for n in (100, 200, 400)]
+        slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:])]
+        assert all(abs(s - order) < 0.15 for s in slopes), (kind, errors)
+
+
+def test_brownian_path_does_not_change_with_the_step():
+    sde = SDES.build("vp(beta_max=8.)")
+    x_T = torch.randn(3, 2, dtype=torch.float64)
+
+    def run(steps):
+        return SDESampler(sde, "euler", steps=steps, t_min=0.02, denoise="none")(gaussian_score(sde), x_T, noise=SampleNoise(1, range(3))).x
+
+    reference = run(640)
+    errors = [float((run(n) - reference).norm()) for n in (20, 160)]
+    assert errors[0] < 0.5  # the same path, or the difference would be of the order of the samples, √6 · 0.5
+    assert errors[1] < 0.4 * errors[0]
+
+
+@pytest.mark.parametrize("name", TIMES.names())
+@pytest.mark.parametrize("kind", ["vp", "ve", "edm"])
+def test_grids_fall_from_T_to_t_min_without_gaps(name, kind):
+    sde = SDES.build(kind)
+    grid = make_times(name, sde, steps=17, t_min=sde.t_min)
+    assert grid.shape == (17, 2) and grid[0, 0] == sde.T
+    assert (grid[:, 0] > grid[:, 1]).all()
+    if name != "published":
+        assert torch.equal(grid[1:, 0], grid[:-1, 1]) and grid[-1, 1] == sde.t_min
+
+
+def test_nfe_is_counted():
+    sde = SDES.build("vp")
+    x = torch.randn(3, 2)
+    calls = []
+
+    def score(x, t):
+        calls.append(len(x))
+        return gaussian_score(sde)(x, t)
+
+    for sampler in (
+        PCSampler(sde, "euler_maruyama", "ald(n_steps=2)", steps=7),
+        PCSampler(sde, "none", "ald", steps=7, denoise="none"),
+        ODESampler(sde, "rk4(steps=5)"),
+        SDESampler(sde, "euler", steps=9, t_min=0.1),
+    ):
+        calls.clear()
+        assert sampler(score, x).nfe == len(calls)
+
+
+def test_trajectory_and_callback():
+    sde, trajectory = SDES.build("vp"), Trajectory(frames=5)
+    PCSampler(sde, "euler_maruyama", steps=20)(gaussian_score(sde), torch.randn(3, 2), callback=trajectory)
+    assert trajectory.states.shape == (5, 3, 2)
+    assert trajectory.times == sorted(trajectory.times, reverse=True)
+    trajectory = Trajectory(frames=4)
+    ODESampler(sde)(gaussian_score(sde), torch.randn(3, 2), callback=trajectory)
+    assert trajectory.states.shape[1:] == (3, 2) and len(trajectory.states) <= 4
+
+
+def test_encode_inverts_sampling():
+    sde = SDES.build("vp")
+    sampler = ODESampler(sde, "dopri5(rtol=1e-8, atol=1e-8)", denoise="none")
+    x = torch.randn(5, 3, dtype=torch.float64) * 0.5 + MU
+    latent = sampler.encode(gaussian_score(sde), x).x
+    assert torch.allclose(sampler(gaussian_score(sde), latent).x, x, atol=1e-5)
+
+
+def test_constraint_is_applied_after_every_update():
+    sde = SDES.build("ve")
+    seen = []
+
+    def constraint(x, t, noise):
+        seen.append(float(t[0]))
+        return torch.cat([torch.full_like(x[:, :1], 7.0), x[:, 1:]], 1)
+
+    x = PCSampler(sde, "reverse_diffusion", "ald", steps=4, denoise="mean")(gaussian_score(sde), torch.randn(2, 3), constraint=constraint).x
+    assert (x[:, 0] == 7).all() and len(seen) == 4 * 2 * 2
+    with pytest.raises(ValueError, match="'pc'"):
+        ODESampler(sde)(gaussian_score(sde), torch.randn(2, 3), constraint=constraint)
+
+
+def test_tweedie_step_is_the_posterior_mean():
+    sde = SDES.build("vp")
+    x, t = torch.randn(6, 2, dtype=torch.float64), torch.full((6,), 0.3, dtype=torch.float64)
+    m, std = sde.marginal_coeffs(t[:1])
+    exact = (MU * std**2 + m * VAR * x) / (m**2 * VAR + std**2)  # Gaussian conditioning
+    assert torch.allclose(sde.denoise(gaussian_score(sde), x, t), exact)
+
+
+def test_nan_stops_the_run_with_step_time_and_sample():
+    sde = SDES.build("vp")
+
+    def score(x, t):
+        out = gaussian_score(sde)(x, t)
+        out[1] = torch.where(t[1] < 0.5, torch.nan, out[1])
+        return out
+
+    with pytest.raises(FloatingPointError, match=r"step 1\d, t = 0\.4.*samples \[1\]"):
+        PCSampler(sde, "euler_maruyama", steps=20)(score, torch.randn(3, 2))
+    with pytest.raises(FloatingPointError, match="exactly zero"):
+        PCSampler(sde, "none", "langevin", steps=2)(lambda x, t: torch.zeros_like(x), torch.randn(3, 2))
+
+
+def test_refusals():
+    sde = SDES.build("vp")
+    with pytest.raises(ValueError, match="Did you mean 'reverse_diffusion'"):
+        PCSampler(sde, "reverse_difusion")
+    with pytest.raises(ValueError, match="no argument 'snt'. Did you mean 'snr'"):
+        PCSampler(sde, "euler_maruyama", "langevin(snt=0.1)")
+    with pytest.raises(ValueError, match="at least one step"):
+        PCSampler(sde, steps=0)
+    with pytest.raises(ValueError, match="more than beta_max"):
+        PREDICTORS.build("reverse_diffusion(chain=10)", sde)
+    with pytest.raises(ValueError, match="no published discrete chain"):
+        PCSampler(SDES.build("subvp"), "ancestral_sampling(chain=100)", steps=2)(gaussian_score(sde), torch.randn(2, 2))
+    with pytest.raises(ValueError, match="shape"):
+        PCSampler(sde, steps=2)(lambda x, t: x[:, :1], torch.randn(3, 2))
+    with pytest.raises(ValueError, match=r"\(B, \*\)"):
+        PCSampler(sde, steps=2)(gaussian_score(sde), torch.randn(3))
+    assert set(SAMPLERS.names()) >= {"pc", "ode", "sde"}
+    assert isinstance(make_sampler("pc", sde, steps=3, predictor="euler_maruyama", solver="dopri5"), PCSampler)
+
+
+class Bistable(SDE):
+    """A drift that is not linear in x: dx = −tanh(x) dt + dw."""
+
+    def drift(self, x, t):
+        return -torch.tanh(x)
+
+    def diffusion(self, x, t):
+        return torch.ones_like(expand_like(t, x))
+
+    def prior_sampling(self, shape, *, noise=torch.randn_like, device=None, dtype=None):
+        return noise(torch.empty(shape, device=device, dtype=dtype))
+
+    def prior_logp(self, x):
+        return -0.5 * (x**2).flatten(1).sum(1)
+
+
+class Rotated(LinearSDE):
+    """VE noise through an orthogonal matrix, given by the two hooks only."""
+
+    angle = torch.tensor([[0.6, -0.8], [0.8, 0.6]])
+
+    def drift_coeff(self, t):
+        return 0.0
+
+    def diffusion_coeff(self, t):
+        return 3.0
+
+    def apply_diffusion(self, x, t, v):
+        return 3.0 * v @ self.angle.T
+
+    def apply_diffusion_sq(self, x, t, v):
+        return 9.0 * v @ self.angle.T.T @ self.angle.T  # G Gᵀ = 9 I for an orthogonal factor
+
+
+def test_general_sdes_sample_with_euler_maruyama_and_the_ode_and_refuse_the_rest():
+    sde = Bistable(t_min=0.0)
+    x = torch.randn(4, 2)
+    assert PCSampler(sde, "euler_maruyama", "langevin", steps=5, denoise="mean")(lambda x, t: -x, x).x.shape == x.shape
+    assert ODESampler(sde, denoise="none")(lambda x, t: -x, x).x.shape == x.shape
+    for predictor in ("reverse_diffusion", "ancestral_sampling"):
+        with pytest.raises(NotImplementedError, match="euler_maruyama"):
+            PCSampler(sde, predictor, steps=5, denoise="mean")(lambda x, t: -x, x)
+    with pytest.raises(NotImplementedError, match="denoise='mean'"):
+        PCSampler(sde, "euler_maruyama", steps=5)(lambda x, t: -x, x)
+
+
+def test_matrix_noise_through_the_hooks():
+    sde, noise = Rotated(), GeneratorNoise(torch.Generator().manual_seed(0))
+    x = PCSampler(sde, "euler_maruyama", steps=200, t_min=1e-3)(gaussian_score(sde), sde.prior_sampling((2000, 2), noise=noise), noise=noise).x
+    assert abs(float(x.mean()) - MU) < 0.06 and abs(float(x.std()) / math.sqrt(VAR) - 1) < 0.08
