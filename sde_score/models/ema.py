@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Moving average of the weights of a module; `ema.model` is a module of its own, in evaluation mode, ready to
-    sample from.
+    """Moving average of a module's weights; `ema.model` is a module of its own, ready to sample from.
 
-        theta_ema <- theta_ema + (1 - d_n) (theta - theta_ema),      d_n = min(decay, (1 + n) / (10 + n)),      n = 1,
-        2, ...
+        theta_ema <- theta_ema + (1 - d_n) (theta - theta_ema),   d_n = min(decay, (1 + n) / (10 + n)),   n = 1, 2, ...
 
     The ramp d_n lets the first updates forget the random initialisation; `ramp=False` uses `decay` from the start.
     Parameters are averaged, buffers are copied. `decay=0` reproduces the parameters exactly. Convention of Song et

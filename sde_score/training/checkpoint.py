@@ -202,8 +202,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except pickle.UnpicklingError as error:
         raise UnsafeCheckpoint(
             f"{path} holds more than tensors and plain values, as a checkpoint of this library never does. "
-            "It was refused and nothing in it was executed. If it comes from another program, convert it there to a plain state dict. "
-            f"({_first_line(error)})"
+            "It was refused and nothing in it was executed. If it comes from another program, convert it there to a "
+            f"plain state dict. ({_first_line(error)})"
         ) from error
     except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
         raise DamagedCheckpoint(f"Checkpoint {path} is damaged ({_first_line(error)}).") from error
@@ -280,20 +280,12 @@ def _sync_folder(folder: Path) -> None:
 def _verify(path: Path) -> None:
     """Compare each record of the archive with its CRC-32 (torch itself does not)."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        OSError,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-        OverflowError,
-    ) as error:
-        raise DamagedCheckpoint(
-            f"Checkpoint {path} is damaged or incomplete ({path.stat().st_size} bytes; {_first_line(error)})."
-        ) from error
+    except (PermissionError, FileNotFoundError) as error:
+        raise CheckpointError(f"Cannot read checkpoint {path}: {error.strerror}.") from error
+    except Exception as error:  # whatever zipfile makes of arbitrary bytes
+        raise DamagedCheckpoint(f"Checkpoint {path} is damaged or incomplete ({_first_line(error)}).") from error
     if bad is not None:
         raise DamagedCheckpoint(f"Checkpoint {path} is damaged: the checksum of its record {bad!r} is wrong.")
 

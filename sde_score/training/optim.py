@@ -41,14 +41,14 @@ def make_optimizer(
 
 
 def learning_rate_factor(
-    step: int, *, steps: int, warmup: int = 0, decay: str = "constant", published_warmup: bool = False
+    step: int, *, steps: int, warmup: int = 0, schedule: str = "constant", published_warmup: bool = False
 ) -> float:
-    """What the learning rate is multiplied by in step k = `step` (counted from 0).
+    """What the learning rate is multiplied by in step k = `step`, counted from 0.
 
-    warm-up:   min((k + 1) / warmup, 1);   published rule: min(k / warmup, 1), which makes the first step one of
-    length 0 "cosine":  times (1 + cos(pi (k - warmup) / (steps - warmup))) / 2 from the end of the warm-up on
+    Warm-up: `min((k + 1) / warmup, 1)`. The published rule `min(k / warmup, 1)` makes the first step one of length 0.
+    Schedule "constant" stays there; "cosine" goes on with `(1 + cos(pi (k - warmup) / (steps - warmup))) / 2`.
     """
     warm = min((step if published_warmup else step + 1) / warmup, 1.0) if warmup > 0 else 1.0
-    if decay == "constant" or step < warmup:
+    if schedule == "constant" or step < warmup:
         return warm
     return warm * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))

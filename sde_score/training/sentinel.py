@@ -37,7 +37,7 @@ class TimeProbe:
         return asked
 
     def _note(self, t: Tensor) -> None:
-        if self.times is None and isinstance(t, Tensor):
+        if self.times is None and isinstance(t, Tensor) and t.is_floating_point():
             self.times = t.detach()
 
 

@@ -29,9 +29,7 @@ Action = Callable[[TrainState], "Mapping[str, float | None] | None"]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a call of `Trainer.run` ended: `status` is "done", "cut short" (`max_seconds`) or "interrupted" (Ctrl-C,
-    SIGTERM).
-    """
+    """How `Trainer.run` ended: `status` is "done", "cut short" (`max_seconds`) or "interrupted" (Ctrl-C, SIGTERM)."""
 
     status: str
     step: int
@@ -57,8 +55,9 @@ def per_sample_loss(
 
 
 class LossModule(nn.Module):
-    """Model and objective as one module whose output is the loss of each sample: what several processes exchange
-    gradients for.
+    """Model and objective as one module, whose output is the loss of each sample.
+
+    Several processes exchange the gradients of a module's `forward`; an objective may call any method of the model.
     """
 
     def __init__(self, model: nn.Module, objective: Callable[..., Tensor]) -> None:
@@ -82,13 +81,13 @@ class Trainer:
         ema: its moving average, or None.
         objective: `objective(model, x0, noise=noise, **cond)` -> loss of each sample, `(B,)`.
         optimizer: any torch optimiser; its learning rate is the peak of the schedule. See `make_optimizer`.
-        batch: `batch(step)` -> `(x, cond, positions)`, or an object with such a method of the name `batch`. `x` `(B,
-            *)` is this process's share of the step's batch, `positions` its B places in the global batch, `cond` a
-            mapping of keyword arguments for the model, or class labels `(B,)` (then given as `y`), or None.
+        batch: `batch(step)` -> `(x, cond, positions)`, or an object with a method `batch` like that. `x` of shape
+            `(B, *)` is this process's share of the step's samples, `positions` are the B numbers that name their noise,
+            `cond` is a mapping of keyword arguments for the model, or class labels `(B,)` (given as `y`), or None.
         steps: how many steps in all.
         seed: of all noise.
         prepare: `prepare(x, noise)` -> `x0`, for scaling and dequantisation.
-        warmup, published_warmup, decay: see `learning_rate_factor`; `decay` is "constant" or "cosine".
+        warmup, published_warmup, schedule: of the learning rate, see `learning_rate_factor`.
         grad_clip: largest norm of the gradient, c: it is multiplied by min(1, c / (norm + 1e-6)). Negative: no
             clipping.
         micro_batches: a batch is worked off in so many parts, to need less memory.
@@ -122,7 +121,7 @@ class Trainer:
         prepare: Callable[[Tensor, Any], Tensor] | None = None,
         warmup: int = 0,
         published_warmup: bool = False,
-        decay: str = "constant",
+        schedule: str = "constant",
         grad_clip: float = 1.0,
         micro_batches: int = 1,
         precision: str = "float32",
@@ -137,23 +136,19 @@ class Trainer:
         progress: bool = True,
         config: Mapping[str, Any] | str | None = None,
     ) -> None:
-        for name, value in (
-            ("steps", steps),
-            ("micro_batches", micro_batches),
-            ("max_skips", max_skips),
-            ("log_every", log_every),
-        ):
+        at_least_one = {"steps": steps, "micro_batches": micro_batches, "max_skips": max_skips, "log_every": log_every}
+        for name, value in at_least_one.items():
             if value < 1:
                 raise ValueError(f"`Trainer({name}=...)` must be at least 1, got {value}.")
-        if decay not in ("constant", "cosine"):
-            raise ValueError(f"`Trainer(decay=...)` is 'constant' or 'cosine', not {decay!r}.")
+        if schedule not in ("constant", "cosine"):
+            raise ValueError(f"`Trainer(schedule=...)` is 'constant' or 'cosine', not {schedule!r}.")
         if precision not in ("float32", "bf16"):
             raise ValueError(f"`Trainer(precision=...)` is 'float32' or 'bf16', not {precision!r}.")
         self.model, self.ema, self.optimizer = model, ema, optimizer
         self.batch = getattr(batch, "batch", batch)
         self.prepare = prepare if prepare is not None else lambda x, noise: x
         self.steps, self.seed = steps, seed
-        self.warmup, self.published_warmup, self.decay = warmup, published_warmup, decay
+        self.warmup, self.published_warmup, self.schedule = warmup, published_warmup, schedule
         self.grad_clip, self.micro_batches, self.precision = grad_clip, micro_batches, precision
         self.max_seconds, self.max_skips = max_seconds, max_skips
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
@@ -188,7 +183,8 @@ class Trainer:
     def _loop(self, parallel: nn.Module, stop: _Stop, progress: _Progress) -> str:
         state = self.state
         started = time.monotonic() - state.seconds
-        if self.max_seconds is not None and state.seconds >= self.max_seconds and state.step < self.steps:
+        cap = math.inf if self.max_seconds is None else self.max_seconds
+        if state.step < self.steps and state.seconds >= cap:
             return self._ended_early(late=True)
         self.model.train()
         while state.step < self.steps:
@@ -197,11 +193,7 @@ class Trainer:
 
             self.set_learning_rate(state.step)
             loss_sum = self.backward(parallel, x, cond, positions)
-            late = (
-                self.max_seconds is not None
-                and distributed.is_main()
-                and time.monotonic() - started >= self.max_seconds
-            )
+            late = distributed.is_main() and time.monotonic() - started >= cap
             loss, grad_norm, samples, stopping = self.gather(loss_sum, len(x), late or stop.asked)
             if math.isfinite(loss) and math.isfinite(grad_norm):
                 self.clip(grad_norm)
@@ -217,23 +209,15 @@ class Trainer:
             state.samples += samples
             state.seconds = time.monotonic() - started
             progress.advance(loss, samples)
-            if state.step % self.log_every == 0 or state.step == self.steps:
+            if state.step == self.steps or _due(state.step, self.log_every):
                 self.log(progress.take_rate())
             self.act()
-            # Last, so that every line and picture up to the saved step exists: a killed run repeats what came after
-            # its checkpoint.
-            if (
-                state.step == self.steps
-                or stopping
-                or (self.checkpoint_every > 0 and state.step % self.checkpoint_every == 0)
-            ):
+            # The checkpoint comes last: all lines and pictures up to its step exist, and a killed run repeats the rest.
+            if stopping or state.step == self.steps or _due(state.step, self.checkpoint_every):
                 self.save()
             if stopping and state.step < self.steps:
                 return self._ended_early(late and not stop.asked)
-        self.say(
-            f"Training done: {state.step} steps in {state.seconds:.0f} s"
-            + (f", {state.skipped} skipped." if state.skipped else ".")
-        )
+        self.say(f"Training done: {state.step} steps in {state.seconds:.0f} s, {state.skipped} skipped.")
         return "done"
 
     # The parts of a step, in the order of the loop.
@@ -256,7 +240,7 @@ class Trainer:
     def set_learning_rate(self, step: int) -> None:
         """Peak rate of each parameter group times the factor of the schedule."""
         factor = learning_rate_factor(
-            step, steps=self.steps, warmup=self.warmup, decay=self.decay, published_warmup=self.published_warmup
+            step, steps=self.steps, warmup=self.warmup, schedule=self.schedule, published_warmup=self.published_warmup
         )
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates):
             group["lr"] = peak * factor
@@ -297,19 +281,16 @@ class Trainer:
 
     def gather(self, loss_sum: Tensor, count: int, stop: bool) -> tuple[float, float, int, bool]:
         """Over all processes: mean loss, norm of its gradient, number of samples, whether anyone wants to stop.
-        Scales the gradients.
+
+        Makes of the gradients of the sum those of the mean.
         """
-        sums = distributed.all_sum(
-            torch.stack([loss_sum, loss_sum.new_tensor(float(count)), loss_sum.new_tensor(float(stop))])
-        )
+        sums = distributed.all_sum(torch.stack([loss_sum, *loss_sum.new_tensor([count, stop])]))
         gradients = self.gradients()
-        # DDP has averaged the gradients of the sums over the processes; world / count makes of that the gradient of
-        # the mean.
+        # DDP has averaged the gradients of each process's sum; times world / count that is the gradient of the mean.
         torch._foreach_mul_(gradients, distributed.world_size() / sums[1])
         norm = torch.nn.utils.get_total_norm(gradients)
-        loss, samples, stopping, grad_norm = torch.stack(
-            [sums[0] / sums[1], sums[1], sums[2], norm.float()]
-        ).tolist()  # the step's one wait
+        numbers = torch.stack([sums[0] / sums[1], norm.float(), sums[1], sums[2]])
+        loss, grad_norm, samples, stopping = numbers.tolist()  # the one place in a step that waits for the device
         return loss, grad_norm, int(samples), stopping > 0
 
     def gradients(self) -> list[Tensor]:
@@ -323,9 +304,7 @@ class Trainer:
         return gradients
 
     def clip(self, grad_norm: float) -> None:
-        """Multiply the gradient by min(1, c / (norm + 1e-6)) with c = `grad_clip` (as published; a negative c means
-        no clipping).
-        """
+        """Multiply the gradient by min(1, c / (norm + 1e-6)), c = `grad_clip`, as published. Negative: leave it."""
         if self.grad_clip >= 0:
             torch._foreach_mul_(self.gradients(), min(1.0, self.grad_clip / (grad_norm + 1e-6)))
 
@@ -337,18 +316,22 @@ class Trainer:
         stopping = state.skipped_in_a_row >= self.max_skips
         if state.skipped_in_a_row > 3 and not stopping:
             return  # the first few reports say it all
-        reason = self.explain(x, cond, positions)
+        try:
+            reason = self.explain(x, cond, positions)
+        except Exception as error:  # an objective that cannot be observed must not end the run
+            reason = f"looking for the cause failed ({error!r})"
         told = f"Step {state.step} skipped: loss {loss:g}, gradient norm {grad_norm:g}; {reason}."
         if stopping:
             raise TrainingDiverged(
                 f"{told} That was step number {state.skipped_in_a_row} in a row, after {state.seconds:.0f} s; training "
                 f"stops (max_skips={self.max_skips}). {self._where_saved()} Things to try: a lower "
-                "learning rate, a longer warm-up, a smaller grad_clip, precision='float32', a larger t_min, and a look at the data for NaN."
+                "learning rate, a longer warm-up, a smaller grad_clip, precision='float32', a larger t_min, and a look "
+                "at the data for NaN."
             )
         self.say(f"{told} {state.skipped} skipped so far; {self.max_skips} in a row stop the run.")
 
     def explain(self, x: Tensor, cond: Mapping[str, Any], positions: Sequence[int]) -> str:
-        """Repeat the forward pass of a failed step under observation; see `diagnose`."""
+        """Repeat the forward pass of a failed step under observation; see `diagnose_losses`."""
         torch.manual_seed(mix_seed(self.seed, self.state.step, distributed.rank()))
         for part_x, part_cond, part_positions in self.parts(x, cond, positions):
 
@@ -366,11 +349,9 @@ class Trainer:
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one; the main process chooses, and all load the same file."""
-        newest = (
-            self.checkpoints.load_newest(repair=True)
-            if self.checkpoints is not None and distributed.is_main()
-            else None
-        )
+        newest = None
+        if self.checkpoints is not None and distributed.is_main():
+            newest = self.checkpoints.load_newest(repair=True)
         path = distributed.share(newest.path if newest is not None else None)
         if path is not None:
             checkpoint = newest if newest is not None else read_checkpoint(path)
@@ -397,7 +378,7 @@ class Trainer:
         """Run the actions that are due, and put the model back into training mode after them."""
         step = self.state.step
         for every, action in self.actions:
-            if (every > 0 and step % every == 0) or step == self.steps:
+            if step == self.steps or _due(step, every):
                 values = action(self.state)
                 self.model.train()
                 if values:
@@ -431,10 +412,13 @@ class Trainer:
         return f"The newest checkpoint is {files[-1]}." if files else "No checkpoint was saved."
 
 
+def _due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps happens now; 0: never."""
+    return every > 0 and step % every == 0
+
+
 class _Stop:
-    """Turns the first Ctrl-C or SIGTERM inside the block into a wish (`asked`) that the loop grants after the step;
-    the second acts at once.
-    """
+    """Turns the first Ctrl-C or SIGTERM into a wish (`asked`), granted after the step; the second acts at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -507,8 +491,7 @@ class _Progress:
 def autocast_network(model: nn.Module, precision: str) -> Iterator[None]:
     """Run the inside of the network in bfloat16 and hand its output out in float32.
 
-    Only the network: what the score model and the objective compute from times, standard deviations and losses stays
-        float32.
+    Only the network: what score model and objective compute from times, noise levels and losses stays float32.
     """
     if precision == "float32":
         yield

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,42 +78,45 @@ class ValidationLoss:
     def samples(self, model: nn.Module) -> tuple[Tensor, Tensor | None]:
         """Loss and log-SNR of each sample and repeat, float64 on the CPU; no log-SNR where the times are not known."""
         device = next(model.parameters()).device
-        was_training = model.training
-        model.eval()
         losses: list[Tensor] = []
         levels: list[Tensor] = []
-        for repeat in range(self.repeats):
-            first = 0
-            for x, cond in self.batches:
-                numbers = range(first, first + len(x))
-                first += len(x)
-                loss, times = self._batch(
-                    model, x.to(device), _conditions(cond, device), SampleNoise((self.seed, repeat), numbers)
-                )
-                losses.append(loss.detach().double().cpu())
-                if (
-                    self.log_snr is not None
-                    and times is not None
-                    and times.shape == loss.shape
-                    and times.is_floating_point()
-                ):
-                    levels.append(self.log_snr(times.double().cpu()))
-        model.train(was_training)
+        with at_rest(model):
+            for repeat in range(self.repeats):
+                seen = 0
+                for x, cond in self.batches:
+                    noise = SampleNoise((self.seed, repeat), range(seen, seen + len(x)))
+                    seen += len(x)
+                    loss, times = self._batch(model, x.to(device), _conditions(cond, device), noise)
+                    losses.append(loss.detach().double().cpu())
+                    if self.log_snr is not None and times is not None:
+                        levels.append(self.log_snr(times.double().cpu()))
         if not losses:
-            raise ValueError(
-                "ValidationLoss has no batches; give a sequence of (x, cond), not a generator that is used up."
-            )
+            raise ValueError("ValidationLoss has no batches. Give a sequence of (x, cond), not a used-up generator.")
         return torch.cat(losses), torch.cat(levels) if len(levels) == len(losses) else None
 
     def _batch(
         self, model: nn.Module, x: Tensor, cond: Mapping[str, Any], noise: SampleNoise
     ) -> tuple[Tensor, Tensor | None]:
-        # Not under no_grad as a whole: objectives such as sliced score matching differentiate the score inside.
         probe = TimeProbe(model)
-        needs_grad = getattr(self.objective, "needs_grad", True)
-        with torch.set_grad_enabled(needs_grad):
-            loss = per_sample_loss(self.objective, probe, self.prepare(x, noise), noise, cond)
-        return loss, probe.times
+        loss = per_sample_loss(self.objective, probe, self.prepare(x, noise), noise, cond)
+        known = probe.times is not None and probe.times.shape == loss.shape
+        return loss, probe.times if known else None
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """`model` in evaluation mode and without gradients for its weights, and afterwards as it was.
+
+    Not `no_grad`: some objectives differentiate the score with respect to x.
+    """
+    was_training, trained = model.training, [p for p in model.parameters() if p.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for p in trained:
+            p.requires_grad_(True)
 
 
 def _conditions(cond: Any, device: torch.device) -> dict[str, Any]:

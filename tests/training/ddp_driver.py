@@ -10,7 +10,7 @@ from torch import nn
 
 from sde_score.models.ema import EMA
 from sde_score.tensors import draw_uniform
-from sde_score.training import CheckpointStore, JSONLWriter, Trainer, distributed, make_optimizer
+from sde_score.training import CheckpointStore, JSONLWriter, Trainer, ValidationLoss, distributed, make_optimizer
 
 SIZE = 10
 
@@ -58,6 +58,7 @@ def train(run_dir: Path, steps: int, micro_batches: int, device: torch.device) -
         micro_batches=micro_batches,
         log_every=5,
         checkpoint_every=10,
+        actions=[(7, ValidationLoss(objective, [(batch(0)[0], None)]))],  # on the main process only
         checkpoints=CheckpointStore(run_dir, say=said.append),
         writers=[JSONLWriter(run_dir / "metrics.jsonl")],
         say=said.append,

@@ -20,7 +20,7 @@ from sde_score.models.ema import EMA
 from sde_score.tensors import draw_uniform
 from sde_score.training import CheckpointStore, JSONLWriter, Trainer, ValidationLoss, load_checkpoint, make_optimizer
 
-STEPS = 150
+STEPS = 100
 
 
 class Net(nn.Module):
@@ -54,7 +54,7 @@ def train(run_dir: Path) -> None:
         batch,
         steps=STEPS,
         warmup=10,
-        decay="cosine",
+        schedule="cosine",
         log_every=7,
         checkpoint_every=5,
         actions=[(20, ValidationLoss(objective, [(batch(999)[0], None)]))],

@@ -167,7 +167,7 @@ def test_our_warmup_begins_with_a_step_and_the_published_one_without():
 
 
 def test_cosine_decay_falls_from_one_to_zero():
-    factors = [learning_rate_factor(k, steps=100, warmup=10, decay="cosine") for k in range(101)]
+    factors = [learning_rate_factor(k, steps=100, warmup=10, schedule="cosine") for k in range(101)]
     assert factors[9] == factors[10] == 1.0
     assert all(a > b for a, b in zip(factors[10:], factors[11:]))
     assert factors[55] == pytest.approx(0.5) and factors[100] == pytest.approx(0.0, abs=1e-12)
@@ -229,7 +229,7 @@ def test_the_global_generator_is_left_alone():
 
 
 def test_resume_is_exact_also_with_dropout_and_a_window_cut_in_two(tmp_path):
-    settings = {"steps": 30, "log_every": 10, "checkpoint_every": 7, "max_skips": 3, "warmup": 5, "decay": "cosine"}
+    settings = {"steps": 30, "log_every": 10, "checkpoint_every": 7, "max_skips": 3, "warmup": 5, "schedule": "cosine"}
     whole = make(net=Net(dropout=0.3), writers=[JSONLWriter(tmp_path / "whole.jsonl")], **settings)
     torch.manual_seed(1)
     start = {k: v.clone() for k, v in whole.model.state_dict().items()}
