@@ -30,6 +30,8 @@ LABELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
     "log_sigma": lambda sde, t: -0.5 * sde.log_snr(t),  # ln(std/m): our own default, the same scale for every linear SDE
     "sigma": lambda sde, t: torch.exp(-0.5 * sde.log_snr(t)),  # published continuous VE
     "999t": lambda sde, t: 999 * t,  # published continuous VP and sub-VP
+    "quarter_log_sigma": lambda sde, t: -0.125 * sde.log_snr(t),  # EDM's c_noise
+    "fourth_root_sigma": lambda sde, t: torch.exp(-0.125 * sde.log_snr(t)),  # the same for networks that take its logarithm
     "t": lambda sde, t: t / sde.T,
 }
 """What a network is told about the time, by name."""
