@@ -116,6 +116,15 @@ def share(value: object) -> object:
     return box[0]
 
 
+def gather(value: object) -> list[object]:
+    """The values of all processes, in the order of their ranks, on all of them."""
+    if world_size() == 1:
+        return [value]
+    values: list[object] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def barrier() -> None:
     """Wait until every process has come here."""
     if world_size() > 1:

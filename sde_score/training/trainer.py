@@ -26,6 +26,11 @@ from sde_score.training.writers import MetricsWriter, TextLog
 Batch = Callable[[int], tuple[Tensor, Any, Sequence[int]]]
 Action = Callable[[TrainState], "Mapping[str, float | None] | None"]
 
+ADVICE = (
+    "Things to try: a lower learning rate, a longer warm-up, a smaller grad_clip, precision='float32', a larger t_min, "
+    "and a look at the data for NaN."
+)
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -213,7 +218,9 @@ class Trainer:
                 self.log(progress.take_rate())
             self.act()
             # The checkpoint comes last: all lines and pictures up to its step exist, and a killed run repeats the rest.
-            if stopping or state.step == self.steps or _due(state.step, self.checkpoint_every):
+            # In a row of failing steps none is written, so that the weights from before it are not pushed out.
+            due = _due(state.step, self.checkpoint_every) and not state.skipped_in_a_row
+            if stopping or due or state.step == self.steps:
                 self.save()
             if stopping and state.step < self.steps:
                 return self._ended_early(late and not stop.asked)
@@ -324,9 +331,7 @@ class Trainer:
         if stopping:
             raise TrainingDiverged(
                 f"{told} That was step number {state.skipped_in_a_row} in a row, after {state.seconds:.0f} s; training "
-                f"stops (max_skips={self.max_skips}). {self._where_saved()} Things to try: a lower "
-                "learning rate, a longer warm-up, a smaller grad_clip, precision='float32', a larger t_min, and a look "
-                "at the data for NaN."
+                f"stops (max_skips={self.max_skips}). {self._where_saved()} {ADVICE}"
             )
         self.say(f"{told} {state.skipped} skipped so far; {self.max_skips} in a row stop the run.")
 
@@ -386,12 +391,22 @@ class Trainer:
                         writer.write(step, values)
 
     def save(self) -> None:
-        """Write a checkpoint (main process only)."""
-        if distributed.is_main():
-            for writer in self.writers:
-                writer.flush()
-            if self.checkpoints is not None:
-                self.checkpoints.save(self.state.state_dict(config=self.config))
+        """Write a checkpoint (main process only), unless that could push the last good one out.
+
+        Raises:
+            TrainingDiverged: when a weight is not finite, which no later step can mend.
+        """
+        for writer in self.writers:
+            writer.flush()  # before the checkpoint, which relies on the lines up to its step
+        if not distributed.is_main() or self.checkpoints is None:
+            return
+        bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        if bad:
+            raise TrainingDiverged(
+                f"At step {self.state.step} the weights are not finite, in {len(bad)} parameters (first: {bad[0]}); "
+                f"they are not saved and training stops. {self._where_saved()} {ADVICE}"
+            )
+        self.checkpoints.save(self.state.state_dict(config=self.config))
 
     def _ended_early(self, late: bool) -> str:
         state = self.state

@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_left_in_peace(tmp_path, kills):
     driver = Path(__file__).with_name("kill_driver.py")
     ended = subprocess.run(

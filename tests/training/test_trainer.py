@@ -356,6 +356,32 @@ def test_too_many_in_a_row_stop_the_run_and_leave_the_checkpoint(tmp_path):
     assert all(torch.isfinite(value).all() for value in saved.model.values())
 
 
+def test_a_row_of_bad_steps_writes_no_checkpoints(tmp_path):
+    """Else the weights from before the trouble would be pushed out by later ones."""
+    box, store = [], CheckpointStore(tmp_path, keep=2)
+    trainer = make(
+        loss=broken_at(set(range(9, 99)), box), max_skips=20, checkpoint_every=2, checkpoints=store, steps=99
+    )
+    box.append(trainer)
+    with pytest.raises(TrainingDiverged):
+        trainer.run()
+    assert [path.name for path in store.files()] == ["step_00000006.pt", "step_00000008.pt"]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    def spoil(state):
+        if state.step == 10:
+            next(state.model.parameters()).data[0, 0] = float("nan")
+
+    store = CheckpointStore(tmp_path)
+    trainer = make(actions=[(1, spoil)], checkpoint_every=5, checkpoints=store)
+    with pytest.raises(
+        TrainingDiverged, match=r"At step 10 the weights are not finite.*network.0.weight.*step_00000005.pt"
+    ):
+        trainer.run()
+    assert store.load_newest().step == 5
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
     def data(step):
