@@ -33,7 +33,9 @@ from sde_score.models.resample import Downsample, DownsampleConv, Upsample, Upsa
 
 @MODELS.register("ddpm")
 class DDPM(nn.Module):
-    """out = network(x, label, y), the predicted noise (or the score, if trained so); (B, C, H, W) like x.
+    """The U-Net of DDPM.
+
+        out = network(x, label, y), shape of x: the predicted noise (or the score, if trained so)
 
     The label is a number, published: the index of the noise level, or 999 t. With `scale_by_sigma` it must be the index
     in a descending table of sigmas, by which the output is divided.

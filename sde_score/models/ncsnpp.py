@@ -49,7 +49,9 @@ _OPTIONS = {
 
 @MODELS.register("ncsnpp")
 class NCSNpp(nn.Module):
-    """out = network(x, label, y), the score (VE processes) or the predicted noise (VP processes); (B, C, H, W) like x.
+    """The U-Net of NCSN++ and DDPM++, with every published option.
+
+        out = network(x, label, y), shape of x: the score (VE processes) or the predicted noise (VP processes)
 
     The label is the noise level sigma > 0 with Fourier features; with the positional embedding any number, published:
     999 t, or the index of sigma in a descending table. With `scale_by_sigma` the output is divided by that sigma.

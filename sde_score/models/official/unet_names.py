@@ -70,7 +70,9 @@ def _number(network: NCSNpp | DDPM, layers: Iterable[nn.Module]) -> dict[str, st
     if network.num_classes is not None:
         raise ValueError("The original U-Nets have no classes: a network with `num_classes` has no original names.")
     if getattr(network, "up_attention", "last") == "each":
-        raise ValueError("The original DDPM attends once per level on the way up: up_attention='each' has no names there.")
+        raise ValueError(
+            "The original DDPM attends once per level on the way up: up_attention='each' has no names there."
+        )
     ours = {id(module): name for name, module in network.named_modules()}
     nin_shortcuts = isinstance(network, DDPM) or network.resblock_type == "ddpm"
     names = {_TABLE: "sigmas"}
