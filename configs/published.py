@@ -1,31 +1,33 @@
 """The 39 published configurations.
 
-    python tools/train.py --config=configs/published.py:ve/cifar10_ncsnpp_continuous --workdir=...
+    sde-score train --config=published:ve/cifar10_ncsnpp_continuous --workdir=...
 
 The facts and the published results are in `sde_score/published.py`; `get_config` puts them into our format. Samplers,
-objectives and labels are the published ones; `published_results` are numbers of the authors' code, not of ours. The
-authors report 0.56 s per training step of ve/cifar10_ncsnpp_continuous on four V100: more than a week in all.
+objectives, labels and warm-up are the published ones. `config.published` holds the published results: numbers of the
+authors' code, not of ours. The authors report 0.56 s per training step of ve/cifar10_ncsnpp_continuous on four V100, more
+than a week in all. FFHQ and CelebA-HQ are folders of images: give their place as config.data.name.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
+from sde_score.config import make_config
 from sde_score.published import PUBLISHED, network_spec
 
 __all__ = ["PUBLISHED", "get_config", "sections"]
 
 
-def get_config(name: str = "ve/cifar10_ncsnpp_continuous") -> ml_collections.ConfigDict:
-    """The published configuration `name` in our format."""
+def get_config(name: str = "ve/cifar10_ncsnpp_continuous") -> ConfigDict:
+    """The published configuration `name` in our format. Raises `ValueError` with the nearest known name."""
     if name not in PUBLISHED:
         from sde_score.registry import suggest
 
         raise ValueError(f"Unknown published configuration {name!r}.{suggest(name, PUBLISHED)}")
-    config = ml_collections.ConfigDict(sections(PUBLISHED[name]))
-    config.name = name
+    config = make_config(**sections(PUBLISHED[name]))
+    config.published = ConfigDict({"name": name, "results": dict(PUBLISHED[name]["results"])})
     return config
 
 
@@ -41,17 +43,18 @@ def sections(facts: dict[str, Any]) -> dict[str, Any]:
     else:
         parameterization = f"smld(n={n})" if ve else f"ddpm(n={n})"
         objective = f"discrete_dsm(n={n}, reduce={reduce!r})"
-    data = f"{facts['dataset']}(category={facts['category']!r})" if facts["category"] else facts["dataset"]
+    corrector = facts["corrector"]
+    if corrector != "none":
+        corrector = f"{corrector}(snr={facts['snr']!r}, n_steps={facts['n_steps']})"
+    predictor = facts["predictor"]
+    if predictor != "none":
+        predictor = f"{predictor}(chain={n})"
     return {
         "seed": facts["seed"],
         "sde": f"{facts['sde']}({first}={facts[first]!r}, {last}={facts[last]!r})",
-        "model": {
-            "name": network_spec(facts),
-            "parameterization": parameterization,
-            "ema_rate": facts["ema_rate"],
-        },
+        "model": {"name": network_spec(facts), "parameterization": parameterization, "ema_rate": facts["ema_rate"]},
         "data": {
-            "name": data,
+            "name": _data_name(facts),
             "image_size": facts["image_size"],
             "centered": facts["centered"],
             "random_flip": facts["random_flip"],
@@ -64,35 +67,27 @@ def sections(facts: dict[str, Any]) -> dict[str, Any]:
             "log_freq": facts["log_freq"],
             "eval_freq": facts["eval_freq"],
             "snapshot_freq": facts["snapshot_freq"],
-            "preemption_freq": facts["preemption_freq"],
+            "checkpoint_freq": facts["preemption_freq"],
         },
-        "optim": {key: facts[key] for key in ("lr", "beta1", "eps", "weight_decay", "warmup", "grad_clip")},
+        "optim": {
+            **{key: facts[key] for key in ("lr", "beta1", "eps", "weight_decay", "warmup", "grad_clip")},
+            "published_warmup": facts["warmup"] > 0,
+        },
         "sampling": {
             "method": "pc",
-            "predictor": _predictor(facts),
-            "corrector": _corrector(facts),
+            "predictor": predictor,
+            "corrector": corrector,
             "steps": n,
             "times": "published",
             "t_min": 1e-5 if ve else 1e-3,
-            # Corrector-only samplers never removed their noise, although asked to: the posterior mean does.
-            "denoise": "tweedie" if facts["predictor"] == "none" else "mean",
+            # Corrector-only samplers never removed their last noise, although asked to: the posterior mean does.
+            "denoise": "tweedie" if predictor == "none" else "mean",
         },
-        "evaluation": {
-            "batch_size": facts["eval_batch_size"],
-            "num_samples": facts["num_samples"],
-            "begin_ckpt": facts["begin_ckpt"],
-            "end_ckpt": facts["end_ckpt"],
-            "bpd_dataset": facts["bpd_dataset"],
-        },
-        "published_results": dict(facts["results"]),
+        "evaluation": {"num_samples": facts["num_samples"]},
     }
 
 
-def _predictor(facts: dict[str, Any]) -> str:
-    return "none" if facts["predictor"] == "none" else f"{facts['predictor']}(chain={facts['num_scales']})"
-
-
-def _corrector(facts: dict[str, Any]) -> str:
-    if facts["corrector"] == "none":
-        return "none"
-    return f"{facts['corrector']}(snr={facts['snr']!r}, n_steps={facts['n_steps']})"
+def _data_name(facts: dict[str, Any]) -> str:
+    if facts["dataset"] in ("ffhq", "celebahq"):
+        return f"datasets/{facts['dataset']}"  # a folder of images
+    return f"lsun(category={facts['category']!r})" if facts["dataset"] == "lsun" else facts["dataset"]

@@ -170,7 +170,11 @@ NCSNPP_KEYS = ("embedding_type", "fourier_scale", "fir", "fir_kernel", "skip_res
 
 
 def network_spec(facts: Mapping[str, Any]) -> str:
-    """The component spec of the network, such as "ncsnpp(nf=128, ...)". Channels are left to the data set."""
+    """The component spec of the network, such as "ncsnpp(nf=128, ...)".
+
+    Channels, image size, scaling and classes are left to the data and the section `model`.
+    """
     name, arguments = network_arguments(facts)
-    arguments.pop("channels", None)
+    for key in ("channels", "image_size", "centered", "num_classes"):
+        arguments.pop(key, None)
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"

@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from configs.published import get_config
-from sde_score.models.parameterization import PARAMETERIZATIONS
+from sde_score.config import from_json, to_json
+from sde_score.data import DataInfo
+from sde_score.models import MODELS, PARAMETERIZATIONS
 from sde_score.objectives import OBJECTIVES
-from sde_score.published import PUBLISHED
+from sde_score.published import PUBLISHED, network_arguments
+from sde_score.run.build import build_model
 from sde_score.sampling import SAMPLERS
 from sde_score.sdes import SDES
 
@@ -108,7 +112,21 @@ def test_every_configuration_names_components_that_exist(name):
         denoise=config.sampling.denoise,
     )
     assert len(sampler.grid) == PUBLISHED[name]["num_scales"]
-    json.dumps(config.to_dict())  # plain values only: a checkpoint stores them
+    assert from_json(to_json(config)).to_dict() == config.to_dict()  # a checkpoint stores it
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_network_builds_as_the_run_would_build_it(name):
+    """By the spec and by the facts, on the device without memory."""
+    facts, config = PUBLISHED[name], get_config(name)
+    info = DataInfo("images", (3, facts["image_size"], facts["image_size"]), levels=256, num_classes=10)
+    with torch.device("meta"):
+        network = build_model(config, info, SDES.build(config.sde)).network
+        name, arguments = network_arguments(facts)
+        again = MODELS.get(name)(**arguments)
+    shapes = [{key: tensor.shape for key, tensor in net.state_dict().items()} for net in (network, again)]
+    assert shapes[0] == shapes[1] and network.num_classes is None
+    assert network.centered == facts["centered"]
 
 
 def test_corrections_of_the_originals():
@@ -116,7 +134,7 @@ def test_corrections_of_the_originals():
     assert not PUBLISHED["ve/ncsnv2/bedroom"]["continuous"]
     assert get_config("ve/ncsnv2/bedroom").training.objective.startswith("discrete_dsm")
     assert get_config("vp/ddpm/celebahq").data.image_size == 256
-    assert get_config("ve/ffhq_ncsnpp_continuous").evaluation.bpd_dataset == "test"
+    assert PUBLISHED["ve/ffhq_ncsnpp_continuous"]["bpd_dataset"] == "test"
     assert get_config("ve/ncsn/cifar10").sampling.denoise == "tweedie"
 
 
