@@ -92,6 +92,9 @@ class Solver(ABC):
         on_failure: `"raise"` an `ODEError`, or `"return"` the result with its `status`: failed samples keep their last good state.
     """
 
+    batch_coupled: bool = False
+    """Does a sample's solution depend on its companions, as when all share one step size?"""
+
     advice: str = "Try a looser tolerance, a larger t_min, or a fixed-step solver such as 'heun(steps=100)'."
 
     def __init__(self, *, on_failure: str = "raise") -> None:

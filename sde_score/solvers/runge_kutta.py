@@ -206,6 +206,7 @@ class AdaptiveStep(Solver):
         if first_step is not None and not first_step > 0:
             raise ValueError(f"{name}(first_step=...) must be positive, whatever the direction of time; got {first_step}.")
         self.rtol, self.atol, self.max_steps, self.control, self.first_step = float(rtol), float(atol), int(max_steps), control, first_step
+        self.batch_coupled = control == "batch"
 
     def _norm(self, x: Tensor) -> Tensor:
         """Root mean square of each sample, or of the whole batch for all, `(B,)`."""

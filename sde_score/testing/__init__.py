@@ -1,5 +1,17 @@
 """Conformance checks and exact problems, for this library's tests and for its users' own SDEs, samplers and solvers."""
 
+from sde_score.testing.checks import (
+    CheckFailed,
+    CheckResult,
+    check_corrector,
+    check_predictor,
+    check_sde,
+    check_solver,
+    sde_checks,
+)
 from sde_score.testing.problems import ODE_PROBLEMS, Gaussian, GaussianMixture, ODEProblem, OrnsteinUhlenbeck
 
-__all__ = ["ODE_PROBLEMS", "Gaussian", "GaussianMixture", "ODEProblem", "OrnsteinUhlenbeck"]
+__all__ = [
+    "CheckFailed", "CheckResult", "check_sde", "sde_checks", "check_predictor", "check_corrector", "check_solver",
+    "Gaussian", "GaussianMixture", "OrnsteinUhlenbeck", "ODEProblem", "ODE_PROBLEMS",
+]  # fmt: skip
