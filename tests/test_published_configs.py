@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.published import get_config
-from sde_score.config import from_json, to_json
+from configs.published import get_config, sections
+from sde_score.config import from_json, make_config, to_json
 from sde_score.data import DataInfo
+from sde_score.likelihood import log_likelihood
 from sde_score.models import MODELS, PARAMETERIZATIONS
 from sde_score.objectives import OBJECTIVES
 from sde_score.published import PUBLISHED, network_arguments
-from sde_score.run.build import build_model
+from sde_score.run.build import build_model, build_objective, build_sampler
 from sde_score.sampling import SAMPLERS
 from sde_score.sdes import SDES
+from sde_score.tensors import GeneratorNoise
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -153,3 +155,46 @@ def test_configs_do_not_import_torch():
     code = "import sys, configs.published as c; c.get_config(); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "False"
+
+
+def scaled_down(facts):
+    """The same options with few channels, blocks, noise levels and pixels."""
+    small = {**facts, "num_scales": 25, "nf": 4, "channels": 2, "dropout": 0.0}  # a DDPM chain needs n > beta_max
+    small["n_steps"] = min(facts["n_steps"], 3)
+    if "ch_mult" in facts:
+        levels = len(facts["ch_mult"])
+        attended = [i for i in range(levels) if facts["image_size"] >> i in facts["attn_resolutions"]]
+        size = 2 ** max(3, levels - 1)
+        small |= {"ch_mult": tuple(min(m, 2) for m in facts["ch_mult"]), "num_res_blocks": 1, "image_size": size}
+        small["attn_resolutions"] = tuple(size >> i for i in attended)
+    else:
+        small["image_size"] = 8
+    return small
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_scaled_down_version_trains_samples_and_has_a_likelihood(name):
+    facts = scaled_down(PUBLISHED[name])
+    config = make_config(**sections(facts))
+    shape = (2, facts["image_size"], facts["image_size"])
+    model = build_model(config, DataInfo("images", shape, levels=256))
+    x0 = torch.rand(2, *shape)
+    objective = build_objective(config, model.sde)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    before = [p.detach().clone() for p in model.parameters()]
+    loss = objective(model, x0, noise=GeneratorNoise(torch.Generator().manual_seed(0))).mean()
+    loss.backward()
+    optimizer.step()
+    assert torch.isfinite(loss)
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+    config.sampling.steps = 2
+    sampler = build_sampler(config, model.sde)
+    x_T = model.sde.prior_sampling(x0.shape, noise=torch.randn_like)
+    with torch.no_grad():
+        result = sampler(model, x_T)
+    assert result.x.shape == x0.shape and torch.isfinite(result.x).all()
+
+    if facts["continuous"]:
+        found = log_likelihood(model.sde, model.score_fn(), x0, solver="euler(steps=2)", trace="hutchinson(probes=1)")
+        assert found.logp.shape == (2,) and torch.isfinite(found.logp).all()

@@ -56,7 +56,9 @@ def test_denoiser_equals_the_reference(recorded, family, tmp_path):
     with torch.no_grad():
         denoised = model.denoise(x, sigma)
     # D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), Karras et al. 2022, table 1
-    reference = 0.25 / total**2 * x + sigma[:, None, None, None] * 0.5 / total * torch.from_numpy(recorded[f"{family}_out"])
+    reference = 0.25 / total**2 * x + sigma[:, None, None, None] * 0.5 / total * torch.from_numpy(
+        recorded[f"{family}_out"]
+    )
     assert (denoised - reference).abs().max() < 1e-5 * max(1, float(reference.abs().max()))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sde_score.models.official import infer
 from sde_score.models.registry import MODELS
 from sde_score.published import PUBLISHED, network_arguments
 
@@ -124,13 +125,21 @@ def published_layouts() -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def nearest_published(shapes: Mapping[str, Sequence[int]]) -> str:
-    """The published configuration that shares most tensors (name and shape) with the given ones, and how many."""
+    """The published configuration most like the given tensors, and in what: a phrase for messages.
+
+    Most tensors of the same name and shape; where the widths are so different that few agree, most options in common.
+    """
     found = {(name, tuple(shape)) for name, shape in shapes.items()}
-    best, best_score = "", -1.0
-    for name, layout in published_layouts().items():
-        own = set(layout.items())
-        score = len(own & found) / len(own | found)
-        if score > best_score:
-            best, best_score = name, score
-    common = len(set(published_layouts()[best].items()) & found)
-    return f"{best} ({common} of its {len(published_layouts()[best])} tensors agree in name and shape)"
+    layouts = {name: set(layout.items()) for name, layout in published_layouts().items()}
+    best = max(layouts, key=lambda name: len(layouts[name] & found) / len(layouts[name] | found))
+    common = len(layouts[best] & found)
+    if common >= 0.1 * len(layouts[best]):
+        return f"{best} ({common} of its {len(layouts[best])} tensors agree in name and shape)"
+    try:
+        seen = infer.infer_unet({name: torch.empty(shape, device="meta") for name, shape in found})
+    except infer.NotReadable:
+        return f"{best} ({common} of its {len(layouts[best])} tensors agree in name and shape)"
+    agreeing = {name: [key for key in seen if _agrees(name, {key: seen[key]})] for name in PUBLISHED}
+    best = max(agreeing, key=lambda name: len(agreeing[name]))
+    other = [key for key in seen if key not in agreeing[best]]
+    return f"{best} (the same kind of network, but for {', '.join(other)})"

@@ -120,7 +120,9 @@ def read_safely(path: str | Path, map_location: str | torch.device = "cpu") -> A
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint file {path}.")
-    damaged = f"{path} ({path.stat().st_size} bytes) is damaged, truncated or not a PyTorch file; download or copy it again."
+    damaged = (
+        f"{path} ({path.stat().st_size} bytes) is damaged, truncated or not a PyTorch file; download or copy it again."
+    )
     try:
         with torch.serialization.safe_globals(_allowed_numpy_types()):
             return torch.load(path, map_location=map_location, weights_only=True)
@@ -236,7 +238,9 @@ def _settle_facts(file: OfficialFile, config: str | Mapping | None, options: dic
         ) from None
     facts, known, open_options = complete(seen, options)
     if open_options:
-        hint = f"config= one of {', '.join(known)}" if known else "config= a published configuration with the same options"
+        hint = (
+            f"config= one of {', '.join(known)}" if known else "config= a published configuration with the same options"
+        )
         raise OfficialCheckpointError(
             f"{file.source}: the tensors do not show {', '.join(open_options)}. Pass {hint}, or the options themselves, e.g. "
             f"load_official(..., {', '.join(f'{key}=...' for key in open_options)})."
@@ -288,7 +292,11 @@ def differences(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> li
             lines.append(f"{name}: missing, expected {list(shape)}")
         elif tuple(found[name]) != tuple(shape):
             lines.append(f"{name}: {list(found[name])} in the file, expected {list(shape)}")
-    lines += [f"{name}: {list(shape)} in the file, not in the network" for name, shape in found.items() if name not in expected]
+    lines += [
+        f"{name}: {list(shape)} in the file, not in the network"
+        for name, shape in found.items()
+        if name not in expected
+    ]
     return lines
 
 
@@ -302,7 +310,7 @@ def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], source:
         shown = "\n  ".join(lines[:8])
         more = f"\n  ... and {len(lines) - 8} more" if len(lines) > 8 else ""
         raise WrongArchitecture(
-            f"{source} does not fit the network ({len(lines)} of {len(expected)} tensors differ):\n  {shown}{more}\n"
+            f"{source} does not fit the network ({len(lines)} differences in {len(expected)} tensors):\n  {shown}{more}\n"
             f"Nearest published configuration: {nearest_published(found)}."
         )
     _names_module(network).load_original(network, {**own, **state_dict})
@@ -329,9 +337,7 @@ def _load_into_own_module(file: OfficialFile, network: nn.Module) -> OfficialMod
     own = network.state_dict()
     lines = differences(_shapes(own), _shapes(file.model))
     if lines:
-        raise WrongArchitecture(
-            f"{file.source} does not fit {type(network).__name__}:\n  " + "\n  ".join(lines[:8])
-        )
+        raise WrongArchitecture(f"{file.source} does not fit {type(network).__name__}:\n  " + "\n  ".join(lines[:8]))
     network.load_state_dict(file.model)
     ema_network = None
     if file.ema is not None:

@@ -113,7 +113,9 @@ def diffusers_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         required["mid_block_scale_factor"] = (scale, math.sqrt(2) if skip else 1)
     for key, (value, expected) in required.items():
         if value != expected:
-            raise OfficialCheckpointError(f"config.json: {key} is {value!r}; our network of these blocks has {expected!r}.")
+            raise OfficialCheckpointError(
+                f"config.json: {key} is {value!r}; our network of these blocks has {expected!r}."
+            )
     nf = widths[0]
     if any(width % nf for width in widths):
         raise OfficialCheckpointError(f"block_out_channels {list(widths)} are not multiples of the first.")
@@ -148,8 +150,6 @@ def diffusers_facts(config: Mapping[str, Any]) -> dict[str, Any]:
                       progressive="output_skip", progressive_input="input_skip", progressive_combine="sum",
                       fourier_scale=16)  # fmt: skip
     return facts
-
-
 
 
 def diffusers_names(network: NCSNpp | DDPM) -> dict[str, str]:
@@ -215,7 +215,9 @@ def load_diffusers(
         {key: tuple(tensor.shape) for key, tensor in state.items()},
     )
     if lines:
-        raise WrongArchitecture(f"{name} does not fit its config.json ({len(lines)} tensors):\n  " + "\n  ".join(lines[:8]))
+        raise WrongArchitecture(
+            f"{name} does not fit its config.json ({len(lines)} tensors):\n  " + "\n  ".join(lines[:8])
+        )
     network.load_state_dict({**own, **{key: state[theirs] for key, theirs in names.items()}})
     return network.eval()
 
@@ -245,7 +247,8 @@ def to_diffusers(network: NCSNpp | DDPM) -> dict[str, Tensor]:
         fits = isinstance(network, DDPM) and network.up_attention == "each"
         wanted = "DDPM with up_attention='each'"
     if not fits or network.num_classes is not None or network.conditioning.linear1 is None:
-        raise OfficialCheckpointError(f"UNet2DModel cannot hold this {type(network).__name__}; it can hold an unconditional "
-                                      f"{wanted}.")
+        raise OfficialCheckpointError(
+            f"UNet2DModel cannot hold this {type(network).__name__}; it can hold an unconditional {wanted}."
+        )
     own = network.state_dict()
     return {theirs: own[key] for key, theirs in diffusers_names(network).items()}

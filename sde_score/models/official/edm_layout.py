@@ -162,7 +162,9 @@ def to_edm(network: NCSNpp, *, image_size: int | None = None) -> dict[str, Tenso
         if attention:
             for leaf in ("weight", "bias"):
                 state[f"{theirs}.norm2.{leaf}"] = own[f"{attention}.norm.{leaf}"]
-                qkv = torch.stack([own[f"{attention}.{part}.{leaf}"] for part in ("query", "key", "value")], 1).flatten(0, 1)
+                qkv = torch.stack([own[f"{attention}.{part}.{leaf}"] for part in ("query", "key", "value")], 1).flatten(
+                    0, 1
+                )
                 proj = own[f"{attention}.out.{leaf}"]
                 state[f"{theirs}.qkv.{leaf}"] = qkv[:, :, None, None] if leaf == "weight" else qkv
                 state[f"{theirs}.proj.{leaf}"] = proj[:, :, None, None] if leaf == "weight" else proj
