@@ -4,8 +4,8 @@
 
 The facts and the published results are in `sde_score/published.py`; `get_config` puts them into our format. Samplers,
 objectives, labels and warm-up are the published ones. `config.published` holds the published results: numbers of the
-authors' code, not of ours. The authors report 0.56 s per training step of ve/cifar10_ncsnpp_continuous on four V100, more
-than a week in all. FFHQ and CelebA-HQ are folders of images: give their place as config.data.name.
+authors' code, not of ours. The authors report 0.56 s per training step of ve/cifar10_ncsnpp_continuous on four V100,
+more than a week in all. FFHQ and CelebA-HQ are folders of images: give their place as config.data.name.
 """
 
 from __future__ import annotations

@@ -27,12 +27,12 @@ def import_official(
     Args:
         source: the file; see `sde_score.models.official.load_official`.
         workdir: the run directory to be made; it must not hold a run yet.
-        config: name of the published configuration the file belongs to, or a configuration of ours whose network has the
-            tensors of the file. May be left out where the tensors determine it.
+        config: name of the published configuration the file belongs to, or a configuration of ours whose network has
+            the tensors of the file. May be left out where the tensors determine it.
         options: see `load_official`; for a configuration of ours, options are not needed.
 
-    Model, EMA and step are taken over exactly; the optimiser's moments begin anew. Raises what `load_official` raises, and
-    `ValueError` for a `workdir` that holds a run.
+    Model, EMA and step are taken over exactly; the optimiser's moments begin anew. Raises what `load_official` raises,
+    and `ValueError` for a `workdir` that holds a run.
     """
     workdir = Path(workdir)
     if (workdir / "config.json").exists():
@@ -43,7 +43,8 @@ def import_official(
         name = found.config
     if name is None and not isinstance(config, ConfigDict):
         raise OfficialCheckpointError(
-            f"{source}: its tensors fit several published configurations or none. Say which it is: --config=ve/cifar10_ncsnpp, ..."
+            f"{source}: its tensors fit several published configurations or none. Say which it is: "
+            "--config=ve/cifar10_ncsnpp, ..."
         )
     settings = config if isinstance(config, ConfigDict) else load_config(f"published:{name}")
     facts = found.facts

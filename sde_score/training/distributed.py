@@ -32,6 +32,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def launched_as_main() -> bool:
+    """Whether this is the only process, or the first that torchrun started; known before and after joining the others."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def processes(device: str = "auto") -> Iterator[torch.device]:
     """Join the other processes of a `torchrun` (found by its environment variables) and yield the device of this one.

@@ -1,0 +1,353 @@
+"""The command line: `sde-score COMMAND [flags]`. absl flags and sub-commands; nothing else. `--help` imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+# libgomp reads it when torch is loaded: waiting threads then sleep instead of spinning, which on a crowded machine is ten times faster
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+TOP = """usage: sde-score COMMAND [flags]
+
+  train       train a score model, or go on where it stopped
+  sample      draw samples from a run
+  likelihood  log-likelihoods and bits/dim by the probability-flow ODE
+  evaluate    compare samples with the test data
+  report      write report.html anew
+  list        registered components: SDEs, predictors, correctors, solvers, models, data sets ...
+  quickstart  all of it on the 8x8 digits, in a few minutes
+
+sde-score COMMAND --help shows the flags of a command.
+"""
+
+
+class UsageError(Exception):
+    """A command line that cannot be read: exit status 2."""
+
+
+def _config_flag(values: flags.FlagValues, argv: list[str], workdir: str | None) -> list[str]:
+    """Define --config: from the file named on the line, or from the run directory. Returns the line with the file's full path."""
+    from sde_score.config import config_path, load_config, read_run
+
+    given = [a for a in argv if a.startswith("--config=") or a == "--config"]
+    if given:
+        index = argv.index(given[0])
+        value = argv[index + 1] if given[0] == "--config" else given[0].partition("=")[2]
+        name, colon, argument = value.partition(":")
+        path = config_path(name)
+        load_config(value)  # its own errors first, in full
+        rest = argv[:index] + argv[index + (2 if given[0] == "--config" else 1) :]
+        config_flags.DEFINE_config_file("config", None, "configuration: NAME or FILE, then :ARGUMENT", flag_values=values)
+        return [f"--config={path}{colon}{argument}", *rest]
+    if workdir is not None and (Path(workdir) / "config.json").is_file():
+        config_flags.DEFINE_config_dict("config", read_run(workdir), "configuration of the run", flag_values=values)
+    elif any(a.startswith("--config.") for a in argv):
+        raise UsageError(f"there is no run in {workdir!r} to take a configuration from; write --config=NAME before --config.KEY=VALUE")
+    return argv
+
+
+def _workdir_of(argv: list[str]) -> str | None:
+    for i, a in enumerate(argv):
+        if a.startswith("--workdir="):
+            return a.partition("=")[2]
+        if a == "--workdir" and i + 1 < len(argv):
+            return argv[i + 1]
+    return None
+
+
+def _parse(name: str, argv: list[str], define: Callable[[flags.FlagValues], None], *, config: bool = True) -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_bool("json", False, "print one JSON object on stdout, and nothing else there", flag_values=values)
+    flags.DEFINE_bool("traceback", False, "show the whole traceback of an error", flag_values=values)
+    flags.DEFINE_multi_string("plugin", [], "a .py file or module that registers components of your own", flag_values=values)
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    define(values)
+    if "--help" in argv or "-h" in argv:
+        print(f"usage: sde-score {name} [flags]\n\n{COMMANDS[name].__doc__}\n")
+        for flag in sorted({values[n].name for n in values}):
+            print(f"  --{flag:<12} {values[flag].help}" + (f" (default: {values[flag].default})" if values[flag].default not in (None, [], False) else ""))
+        if config:
+            print("\n  --config=NAME_OR_FILE[:ARGUMENT]   the configuration, e.g. digits:ve; read from --workdir once the run exists")
+            print("  --config.SECTION.KEY=VALUE         any key of it, e.g. --config.sampling.predictor=ancestral_sampling")
+        raise SystemExit(0)
+    try:
+        if config:
+            argv = _config_flag(values, argv, _workdir_of(argv))
+        rest = values(["sde-score", *argv])[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:  # a misspelt config key is a bare AttributeError there
+        # ml_collections says of a misspelt key: "'predictr'\nDid you mean ..."
+        text = str(error).replace("\\n", ". ").replace("\\", "").strip("'\"").replace("'.", ".")
+        raise UsageError(f"no such key in the configuration: {text}" if isinstance(error, (AttributeError, KeyError)) else text) from error
+    if rest:
+        raise UsageError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+    return values
+
+
+def _chosen_config(values: flags.FlagValues):
+    """The configuration after all flags, or None if the line names none and no run is there."""
+    if "config" not in values or values.config is None:
+        return None
+    config = values.config
+    config.plugins = tuple(config.plugins) + tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in values.plugin)
+    return config
+
+
+def _need_run(values: flags.FlagValues):
+    from sde_score.run import load
+
+    if values.workdir is None:
+        raise UsageError("--workdir=DIR is missing: the directory of a trained run")
+    return load(values.workdir, _chosen_config(values), checkpoint=values.checkpoint, ema=values.ema)
+
+
+def _run_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "the run directory", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, "a checkpoint file; default: the newest of the run", flag_values=values)
+    flags.DEFINE_bool("ema", True, "use the averaged weights", flag_values=values)
+
+
+def _finish(values: flags.FlagValues, result: dict, lines: list[str]) -> None:
+    if values.json:
+        print(json.dumps(result))
+    else:
+        print("\n".join(lines))
+
+
+def train(argv: list[str]) -> None:
+    """Train a score model, or go on where it stopped: the same command again resumes a run."""
+
+    def define(values):
+        flags.DEFINE_string("workdir", None, "the run directory", flag_values=values)
+        flags.DEFINE_bool("overwrite", False, "delete the run that is there and begin anew", flag_values=values)
+
+    values = _parse("train", argv, define)
+    if values.workdir is None:
+        raise UsageError("--workdir=DIR is missing: where the run is kept")
+    config = _chosen_config(values)
+    if config is None:
+        raise UsageError("--config is missing, e.g. --config=digits or --config=my_config.py")
+    from sde_score.run import train as run_train
+    from sde_score.run.report import write_run_report
+    from sde_score.training import distributed
+
+    run, result = run_train(config, values.workdir, overwrite=values.overwrite)
+    if not distributed.launched_as_main():
+        return
+    report = write_run_report(run)
+    lines = [f"{result.status} at step {result.step} after {result.seconds:.0f} s; {result.skipped} steps skipped", f"report: {report}"]
+    _finish(values, {"status": result.status, "step": result.step, "seconds": result.seconds, "workdir": str(run.workdir), "report": str(report)}, lines)
+
+
+def sample(argv: list[str]) -> None:
+    """Draw samples from a run: a picture, the numbers (.npz), and how they were drawn (.json)."""
+
+    def define(values):
+        _run_flags(values)
+        flags.DEFINE_integer("num", 64, "how many", flag_values=values)
+        flags.DEFINE_integer("seed", 0, "sample i depends on (seed, i) only", flag_values=values)
+        flags.DEFINE_list("labels", [], "classes of a class-conditional model", flag_values=values)
+        flags.DEFINE_string("tag", None, "name of the files; default: the method", flag_values=values)
+        flags.DEFINE_bool("trajectory", True, "a strip and an animation from noise to data", flag_values=values)
+
+    values = _parse("sample", argv, define)
+    run = _need_run(values)
+    from sde_score.run.report import write_run_report
+    from sde_score.run.sample import sample as run_sample
+    from sde_score.run.sample import sampler_tag, save_samples
+    from sde_score.training import distributed
+
+    with distributed.processes(run.config.device):
+        samples = run_sample(
+            run, values.num, seed=values.seed, labels=[int(v) for v in values.labels] or None, progress=not values.json, trajectory=values.trajectory
+        )
+        main = distributed.is_main()
+    if not main:
+        return
+    files = save_samples(samples, run, values.tag or sampler_tag(run))
+    files["report"] = str(write_run_report(run))
+    facts = samples.facts
+    lines = [f"{facts['num']} samples, {facts['nfe']} score evaluations each, {facts['seconds']} s", *(f"{k}: {v}" for k, v in files.items())]
+    _finish(values, facts | {"files": files}, lines)
+
+
+def likelihood(argv: list[str]) -> None:
+    """Log-likelihoods of held-out data by the probability-flow ODE: bits/dim for images, nats for continuous data."""
+
+    def define(values):
+        _run_flags(values)
+        flags.DEFINE_enum("split", "test", ["test", "train"], "which data", flag_values=values)
+        flags.DEFINE_integer("num", None, "the first so many samples only", flag_values=values)
+        flags.DEFINE_integer("repeats", 1, "passes with fresh dequantisation", flag_values=values)
+        flags.DEFINE_integer("seed", 0, "of dequantisation and probes", flag_values=values)
+
+    values = _parse("likelihood", argv, define)
+    run = _need_run(values)
+    from sde_score.run.evaluate import likelihood as run_likelihood
+    from sde_score.run.report import write_run_report
+    from sde_score.training import distributed
+
+    with distributed.processes(run.config.device):
+        found = run_likelihood(run, values.split, num=values.num, repeats=values.repeats, seed=values.seed, progress=not values.json)
+        main = distributed.is_main()
+    if not main:
+        return
+    report = write_run_report(run)
+    _finish(values, found, [*likelihood_lines(found), f"report: {report}"])
+
+
+def likelihood_lines(found: dict) -> list[str]:
+    """A likelihood in words."""
+    lines = [f"{found['split']}: {found['num']} samples, {found['nfe']:.0f} score evaluations each, {found['seconds']} s"]
+    if "bits_per_dim" in found:
+        bpd = found["bits_per_dim"]
+        lines.append(f"bits/dim  {bpd['mean']:.4f} ± {bpd['stderr']:.4f}   (uniform dequantisation of {bpd['levels']} levels)")
+        lines += [f"  {name:<28} {b['mean']:.3f}" for name, b in found.get("baselines", {}).items()]
+    else:
+        lines.append(f"log p  {found['nats']['mean']:.4f} ± {found['nats']['stderr']:.4f} nats per sample")
+        if "truth" in found:
+            lines.append(f"  the true law {found['truth']['mean']:.4f} ± {found['truth']['stderr']:.4f}")
+    return lines
+
+
+def evaluate(argv: list[str]) -> None:
+    """Compare samples with the test data in a feature space, and show the loss by noise level."""
+
+    def define(values):
+        _run_flags(values)
+        flags.DEFINE_integer("seed", 0, "of the samples", flag_values=values)
+
+    values = _parse("evaluate", argv, define)
+    run = _need_run(values)
+    from sde_score.run.evaluate import evaluate as run_evaluate
+    from sde_score.run.report import write_run_report
+    from sde_score.training import distributed
+
+    with distributed.processes(run.config.device):
+        found = run_evaluate(run, seed=values.seed, progress=not values.json)
+        main = distributed.is_main()
+    if not main:
+        return
+    report = write_run_report(run)
+    _finish(values, found, [*evaluation_lines(found), f"report: {report}"])
+
+
+def evaluation_lines(found: dict) -> list[str]:
+    """An evaluation in words."""
+    lines = [f"{found['num']} samples, features: {found['features']}; beside each figure that of the training data"]
+    for mine, reference in zip(found["metrics"]["model"], found["metrics"]["training data"]):
+        shown = [f"{m['value']:.4g}" if m.get("value") is not None else str(m.get("error")) for m in (mine, reference)]
+        lines.append(f"  {mine['name']:<24} {shown[0]:>12} {shown[1]:>12}")
+    return lines
+
+
+def report(argv: list[str]) -> None:
+    """Write report.html of a run anew."""
+    values = _parse("report", argv, _run_flags)
+    run = _need_run(values)
+    from sde_score.run.report import write_run_report
+
+    path = str(write_run_report(run))
+    _finish(values, {"report": path}, [path])
+
+
+def list_components(argv: list[str]) -> None:
+    """List registered components with their arguments and first line of documentation: sde-score list [KIND]."""
+    kinds = [a for a in argv if not a.startswith("-")]
+    values = _parse("list", [a for a in argv if a.startswith("-")], lambda values: None, config=False)
+    from sde_score.run.build import import_plugins
+    from sde_score.run.components import components
+
+    import_plugins(tuple(values.plugin))
+    found = components()
+    from sde_score.registry import suggest
+
+    for kind in kinds:
+        if kind not in found:
+            raise UsageError(f"there is no kind of component {kind!r}.{suggest(kind, found)}")
+    chosen = {k: v for k, v in found.items() if not kinds or k in kinds}
+    lines = []
+    for kind, rows in chosen.items():
+        lines.append(f"{kind}")
+        for row in rows:
+            origin = "" if row["origin"].startswith("sde_score.") else f"  [{row['origin']}]"
+            lines += [f"  {row['name']}{row['signature']}{origin}", f"      {row['doc']}"]
+    _finish(values, chosen, lines)
+
+
+def quickstart(argv: list[str]) -> None:
+    """Train on the 8x8 digits, sample with predictor-corrector and with the ODE, compute bits/dim, evaluate, and write the report."""
+
+    def define(values):
+        flags.DEFINE_string("workdir", "runs/quickstart", "the run directory", flag_values=values)
+
+    values = _parse("quickstart", argv, define, config=False)
+    workdir = values.workdir
+    base = [f"--workdir={workdir}"]
+    train(["--config=digits", *base])
+    sample([*base, "--num=100", "--tag=pc"])
+    sample([*base, "--num=100", "--tag=ode", "--config.sampling.method=ode"])
+    likelihood(base)
+    evaluate(base)
+    folder = Path(workdir)
+    pictures = [*sorted(folder.glob("samples/p*.png")), *sorted(folder.glob("samples/ode*.png")), *sorted(folder.glob("plots/*.png"))]
+    print("\npictures:", *(f"  {p}" for p in pictures), f"report:\n  {folder / 'report.html'}", sep="\n")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train, "sample": sample, "likelihood": likelihood, "evaluate": evaluate, "report": report, "list": list_components,
+    "quickstart": quickstart,
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns 0 when done, 1 when it failed, 2 when the line could not be read."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(TOP)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        import sde_score
+
+        print(sde_score.__version__)
+        return 0
+    command = COMMANDS.get(argv[0])
+    if command is None:
+        from sde_score.registry import suggest
+
+        print(f"sde-score: there is no command {argv[0]!r}.{suggest(argv[0], COMMANDS)}", file=sys.stderr)
+        return 2
+    wants_traceback = "--traceback" in argv or os.environ.get("SDE_SCORE_TRACEBACK")
+    try:
+        command(argv[1:])
+    except UsageError as error:
+        print(f"sde-score {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sde-score {argv[0]}: interrupted", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if wants_traceback:
+            traceback.print_exc()
+        else:
+            text = " ".join(str(error).split()) or type(error).__name__
+            expected = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))
+            print(f"sde-score {argv[0]}: {text if expected else f'{type(error).__name__}: {text}  (--traceback shows where)'}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def entry(command: str | None = None) -> None:
+    """Entry point of the scripts; `command` is that of a script for one command."""
+    sys.exit(main(None if command is None else [command, *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,198 @@
+"""Configurations: their sections and defaults, named files, and JSON that comes back in the same shape. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# Keys that decide what a run is: they cannot change once it has begun.
+IDENTITY = ("sde", "model", "data", "seed")
+TRAINING_IDENTITY = ("objective", "batch_size")  # and the whole section `optim`: to go on with others is another training run
+CONFIG_FOLDERS = (Path("configs"), Path(__file__).resolve().parent.parent / "configs", Path(__file__).resolve().parent / "configs")
+
+
+def default_config() -> ConfigDict:
+    """Every section with its defaults. A component is chosen by a spec: `"name"` or `"name(argument=value)"`; its own defaults are its own.
+
+    `None` means: the component's own default.
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.device = "auto"  # cuda, mps or cpu, whichever is there first
+    config.plugins = ()  # modules or .py files to import first: they register the user's own components
+    config.sde = "vp"
+
+    config.model = model = ConfigDict()
+    model.name = "unet"
+    model.parameterization = "edm"
+    model.ema_rate = 0.999
+    model.ema_ramp = True  # short memory at first: min(ema_rate, (1 + n)/(10 + n))
+    model.class_conditional = False
+
+    config.data = data = ConfigDict()
+    data.name = "digits"  # a registered set, or a path: folder or .zip of images, .npy or .npz
+    data.root = placeholder(str)  # where downloads lie; default $SDE_SCORE_DATA or ./datasets
+    data.image_size = placeholder(int)
+    data.channels = placeholder(int)
+    data.holdout = placeholder(float)  # share kept for testing where there is no official split
+    data.on_error = placeholder(str)  # a broken image: "raise" or "skip"
+    data.download = placeholder(bool)
+    data.centered = True  # images scaled to [-1, 1]; False: [0, 1]
+    data.uniform_dequantization = True
+    data.random_flip = False
+    data.workers = 0
+
+    config.training = training = ConfigDict()
+    training.objective = "dsm"
+    training.batch_size = 128
+    training.n_iters = 100_000
+    training.max_seconds = placeholder(float)  # wall-clock cap, earlier parts of a resumed run included
+    training.micro_batches = 1
+    training.precision = "float32"  # or "bf16"
+    training.max_skips = 20  # steps in a row whose loss or gradient is not finite
+    training.log_freq = 100
+    training.eval_freq = 5000
+    training.eval_samples = 512
+    training.snapshot_freq = 10_000  # sample grids
+    training.snapshot_samples = 64
+    training.checkpoint_freq = 5000
+    training.keep_checkpoints = 3
+    training.tensorboard = True
+
+    config.optim = optim = ConfigDict()
+    optim.name = "adam"
+    optim.lr = 2e-4
+    optim.beta1 = 0.9
+    optim.beta2 = 0.999
+    optim.eps = 1e-8
+    optim.weight_decay = 0.0
+    optim.warmup = 1000
+    optim.published_warmup = False
+    optim.schedule = "constant"  # or "cosine"
+    optim.grad_clip = 1.0
+
+    config.sampling = sampling = ConfigDict()
+    sampling.method = "pc"  # pc, ode, sde
+    sampling.predictor = "reverse_diffusion"
+    sampling.corrector = "none"
+    sampling.solver = placeholder(str)  # of the methods ode and sde
+    sampling.steps = 1000
+    sampling.times = placeholder(str)
+    sampling.t_min = placeholder(float)
+    sampling.denoise = placeholder(str)
+    sampling.batch_size = 64
+
+    config.likelihood = likelihood = ConfigDict()
+    likelihood.solver = "dopri5(rtol=1e-4, atol=1e-4)"
+    likelihood.trace = "hutchinson(probes=1)"
+    likelihood.t_min = placeholder(float)
+    likelihood.batch_size = 100
+
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.features = "auto"  # a small classifier where there are labels, pixels otherwise; or pixels, random_conv, inception
+    evaluation.metrics = ("fd", "kid", "prdc")
+    evaluation.num_samples = 1000
+    return config
+
+
+def make_config(**sections: Any) -> ConfigDict:
+    """The defaults with some keys changed: `make_config(sde="ve", model={"name": "mlp"})`. Unknown keys are errors with the nearest known one."""
+    config = default_config()
+    merge(config, sections)
+    return config
+
+
+def merge(config: ConfigDict, changes: dict[str, Any], path: str = "config") -> None:
+    """Set keys that exist; `ValueError` names one that does not."""
+    for key, value in changes.items():
+        if key not in config:
+            from sde_score.registry import suggest
+
+            raise ValueError(f"There is no key {path}.{key}.{suggest(key, config.keys())}")
+        if isinstance(value, dict):
+            merge(config[key], value, f"{path}.{key}")
+        elif value is not None:
+            config[key] = tuple(value) if isinstance(value, list) else value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The configuration as JSON text."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+    """A configuration written by `to_json`, in the shape of the defaults (tuples, open placeholders); keys of one's own are kept."""
+    config = default_config()
+
+    def fill(section: ConfigDict, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                if key not in section:
+                    section[key] = ConfigDict()
+                fill(section[key], value)
+            elif value is not None or key not in section:
+                section[key] = tuple(value) if isinstance(value, list) else value
+
+    fill(config, json.loads(text))
+    return config
+
+
+def read_run(workdir: str | Path) -> ConfigDict:
+    """The configuration of a run directory. Raises `FileNotFoundError` where there is none."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{workdir} is not a run directory (it has no config.json). Train first: sde-score train --config=digits --workdir={workdir}"
+        )
+    return from_json(path.read_text())
+
+
+def differences(a: ConfigDict, b: ConfigDict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Keys on which two configurations differ, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted(set(a.keys()) | set(b.keys())):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, ConfigDict) and isinstance(y, ConfigDict):
+            found |= differences(x, y, f"{prefix}{key}.")
+        elif x != y:
+            found[f"{prefix}{key}"] = (x, y)
+    return found
+
+
+def identity(key: str) -> bool:
+    """Does a change of this key (such as `optim.lr`) make another run of it?"""
+    section, _, rest = key.partition(".")
+    return section in (*IDENTITY, "optim") or (section == "training" and rest in TRAINING_IDENTITY)
+
+
+def config_path(name: str) -> Path:
+    """The file of a configuration given by path or by name (`digits` for `configs/digits.py`).
+
+    Raises `FileNotFoundError` with the names there are.
+    """
+    direct = Path(name)
+    if direct.suffix == ".py" and direct.is_file():
+        return direct
+    for folder in CONFIG_FOLDERS:
+        candidate = folder / f"{name}.py"
+        if candidate.is_file():
+            return candidate
+    from sde_score.registry import suggest
+
+    known = {p.stem for folder in CONFIG_FOLDERS if folder.is_dir() for p in folder.glob("[!_]*.py")} - {"common"}
+    raise FileNotFoundError(f"There is no configuration {name!r}, neither as a file nor by name.{suggest(direct.stem, known)}")
+
+
+def load_config(spec: str) -> ConfigDict:
+    """The configuration of a spec `NAME_OR_FILE[:ARGUMENT]`, for example `"digits:ve"`."""
+    name, _, argument = spec.partition(":")
+    path = config_path(name)
+    module_spec = importlib.util.spec_from_file_location(f"sde_score_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()

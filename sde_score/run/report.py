@@ -1,0 +1,133 @@
+"""One self-contained page of everything that a run directory holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sde_score.run.run import Run
+from sde_score.visual.plots import extent_of, plot_density, plot_loss, plot_loss_by_noise, plot_score_field
+from sde_score.visual.report import Section, Table, write_report
+from sde_score.visual.svg import bar_chart
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def draw_plots(run: Run) -> dict[str, Path]:
+    """The loss curves, and for points of the plane the density and the score field."""
+    folder, metrics = run.workdir / "plots", run.workdir / "metrics.jsonl"
+    folder.mkdir(exist_ok=True)
+    plots = {}
+    if metrics.is_file():
+        for name, plot in (("loss", plot_loss), ("loss_by_noise", plot_loss_by_noise)):
+            try:
+                plots[name] = plot(folder / f"{name}.png", metrics)
+            except ValueError:  # too short a run has nothing of that kind to show
+                continue
+    if run.info.shape == (2,):
+        plots |= _plane_plots(run, folder)
+    return plots
+
+
+def _plane_plots(run: Run, folder: Path) -> dict[str, Path]:
+    import torch
+
+    from sde_score.likelihood import log_likelihood
+
+    points = run.data.test[range(min(2000, len(run.data.test)))][0]
+    extent, log_det = extent_of(points), run.scaler.log_det
+
+    def model_density(x):
+        scaled = run.scaler.forward(x.float()).to(run.device)
+        solver = run.config.likelihood.solver
+        return log_likelihood(run.sde, run.score_fn(), scaled, solver=solver, trace="exact", t_min=run.config.likelihood.t_min).logp.detach().cpu() + log_det
+
+    law = run.data.law
+    densities = ({"truth": law.log_prob} if law is not None else {}) | {"model": model_density}
+    level = run.sde.time_of_log_snr(torch.tensor(4.0))  # little noise: where the score is that of a slightly blurred density
+
+    def model_score(x):
+        scaled = run.scaler.forward(x.float()).to(run.device)
+        with torch.no_grad():
+            return run.model(scaled, level.expand(len(x)).to(scaled)).cpu()
+
+    title = f"score at t = {float(level):.3g}"
+    return {
+        "density": plot_density(folder / "density.png", densities, extent=extent),
+        "score_field": plot_score_field(folder / "score_field.png", {title: model_score}, extent=extent, log_density=model_density),
+    }
+
+
+def _samples_sections(run: Run) -> list[Section]:
+    sections = []
+    for facts_file in sorted((run.workdir / "samples").glob("*.json")):
+        facts = _read(facts_file)
+        pictures = [(facts["files"][kind], caption) for kind, caption in (
+            ("png", f"{facts['num']} samples, seed {facts['seed']}"), ("trajectory", "from noise to data"),
+        ) if kind in facts["files"]]  # fmt: skip
+        settings = ", ".join(f"{k}={v}" for k, v in facts["sampling"].items() if k != "batch_size")
+        text = f"{settings}. {facts['nfe']} score evaluations per sample, {facts['seconds']} s, weights of step {facts['step']}."
+        sections.append(Section(f"Samples: {facts_file.stem.replace('_', ' ')}", text=text, image=pictures or None))
+    return sections
+
+
+def _likelihood_section(found: dict[str, Any]) -> Section:
+    rows: list[tuple] = []
+    if "bits_per_dim" in found:
+        bpd = found["bits_per_dim"]
+        rows.append(("this model", (bpd["mean"], bpd["stderr"])))
+        rows += [(name, (b["mean"], b["stderr"])) for name, b in found.get("baselines", {}).items()]
+        unit = "bits/dim"
+        note = f"Uniform dequantisation of {bpd['levels']} grey levels, probability-flow ODE from t = {found['t_min']:g}; lower is better."
+    else:
+        rows.append(("this model", (found["nats"]["mean"], found["nats"]["stderr"])))
+        if "truth" in found:
+            rows.append(("the true law", (found["truth"]["mean"], found["truth"]["stderr"])))
+        unit, note = "nats per sample", "Mean log density in the data's own units; higher is better."
+    chart = bar_chart([r[0] for r in rows], [r[1][0] for r in rows], errors=[r[1][1] for r in rows], highlight=(0,), unit=unit, title=unit)
+    text = f"{found['num']} {found['split']} samples, {found['trace']}, {found['solver']}, {found['nfe']:.0f} evaluations each, {found['seconds']} s."
+    return Section(f"Likelihood of the {found['split']} data", text=text, table=Table(["model", unit], rows, highlight=(0,), note=note), svg=chart)
+
+
+def _evaluation_section(found: dict[str, Any]) -> Section:
+    metrics = found["metrics"]
+    other = {m["label"] if "label" in m else m["name"]: m for m in metrics["training data"]}
+    rows = []
+    for m in metrics["model"]:
+        label = m.get("label", m["name"])
+        reference = other.get(label, {})
+        rows.append((label, (m["value"], m["stderr"]), (reference.get("value"), reference.get("stderr"))))
+    note = f"Features: {found['features']}. {found['num']} samples against {found['num_real']} test samples; the right column is what perfect samples get."
+    return Section("Sample quality", table=Table(["figure", "samples", "training data"], rows, note=note))
+
+
+def write_run_report(run: Run) -> Path:
+    """Draw what is to be drawn and write `report.html`."""
+    plots = draw_plots(run)
+    facts = _read(run.workdir / "run.json")
+    sections = _samples_sections(run)
+    sections += [_likelihood_section(_read(p)) for p in sorted((run.workdir / "likelihood").glob("*.json"))]
+    evaluation = _read(run.workdir / "eval" / "metrics.json")
+    if evaluation:
+        sections.append(_evaluation_section(evaluation))
+    if plots:
+        sections.append(Section("Curves", image=[(str(path), name.replace("_", " ")) for name, path in plots.items()]))
+    workdir = run.workdir
+    commands = (
+        f"sde-score sample --workdir={workdir} --num=100 --config.sampling.method=ode",
+        f"sde-score sample --workdir={workdir} --config.sampling.predictor=ancestral_sampling --config.sampling.corrector='langevin(snr=0.16)'",
+        f"sde-score likelihood --workdir={workdir}",
+        f"sde-score evaluate --workdir={workdir}",
+    )
+    sections.append(Section("Go on from here", commands=commands))
+    summary = (
+        f"{run.info.name}: SDE {run.config.sde}, network {run.config.model.name}, {run.step} training steps"
+        + (f" in {facts['seconds']:.0f} s ({facts['status']})" if "seconds" in facts else "") + "."
+    )
+    return write_report(
+        workdir / "report.html", title=f"sde_score: {run.info.name}", summary=summary, sections=sections,
+        provenance=facts | {"config": run.config.to_dict()},
+    )  # fmt: skip

@@ -1,0 +1,151 @@
+"""A run: a configuration, the facts of its data, and a trained model; on disk, a run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+
+import sde_score
+from sde_score.config import differences, from_json, identity, read_run, to_json
+from sde_score.data import DataInfo, DataSplits, Scaler
+from sde_score.models import ScoreModel
+from sde_score.run.build import build_data, build_model, build_sde, import_plugins
+from sde_score.sdes import SDE
+from sde_score.training import Checkpoint, load_checkpoint
+from sde_score.training.checkpoint import write_atomically
+from sde_score.training.distributed import pick_device
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write((json.dumps(values, indent=2) + "\n").encode()))
+
+
+def provenance() -> dict[str, str]:
+    """Versions and the command line: what one wants to know of a result a year later."""
+    facts = {
+        "sde_score": sde_score.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    try:
+        here = Path(__file__).resolve().parent
+        commit = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5)
+        if commit.returncode == 0:
+            facts["commit"] = commit.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    return facts
+
+
+def saved_state(config: ConfigDict, info: DataInfo, scaler: Scaler) -> dict[str, Any]:
+    """What a checkpoint carries besides weights, so that it alone suffices for sampling."""
+    return {"config": config.to_dict(), "info": info.to_dict(), "scaler": scaler.state_dict()}
+
+
+@dataclass
+class Run:
+    """A trained model with all that is needed to use it. `model` holds the averaged weights (see `load`)."""
+
+    config: ConfigDict
+    info: DataInfo
+    scaler: Scaler
+    sde: SDE
+    model: ScoreModel
+    workdir: Path
+    step: int
+    device: torch.device
+    _data: DataSplits | None = None
+
+    @property
+    def data(self) -> DataSplits:
+        """The data set, loaded when first asked for."""
+        if self._data is None:
+            self._data = build_data(self.config)
+        return self._data
+
+    def score_fn(self, **cond):
+        """The model as a score function."""
+        return self.model.score_fn(**cond)
+
+    def sample(self, num: int = 64, *, seed: int = 0, **settings: Any):
+        """Draw samples; see `sde_score.run.sample`. Keyword arguments replace keys of `config.sampling`: `method="ode"`, `steps=100`."""
+        from sde_score.run.sample import sample
+
+        return sample(self._with("sampling", settings), num, seed=seed)
+
+    def likelihood(self, split: str = "test", *, num: int | None = None, seed: int = 0, **settings: Any) -> dict[str, Any]:
+        """Log-likelihoods of a split; see `sde_score.run.likelihood`."""
+        from sde_score.run.evaluate import likelihood
+
+        return likelihood(self._with("likelihood", settings), split, num=num, seed=seed)
+
+    def bits_per_dim(self, split: str = "test", **settings: Any) -> tuple[float, float]:
+        """Mean bits/dim of a split and its standard error."""
+        result = self.likelihood(split, **settings)
+        if "bits_per_dim" not in result:
+            raise ValueError(f"The data {self.info.name!r} are continuous and have no bits/dim; use likelihood(), which gives nats.")
+        return result["bits_per_dim"]["mean"], result["bits_per_dim"]["stderr"]
+
+    def evaluate(self, *, seed: int = 0, **settings: Any) -> dict[str, Any]:
+        """Compare samples with the test data; see `sde_score.run.evaluate`."""
+        from sde_score.run.evaluate import evaluate
+
+        return evaluate(self._with("evaluation", settings), seed=seed)
+
+    def _with(self, section: str, settings: dict[str, Any]) -> Run:
+        if not settings:
+            return self
+        from sde_score.config import merge
+
+        config = from_json(to_json(self.config))
+        merge(config[section], settings, f"config.{section}")
+        return Run(config, self.info, self.scaler, self.sde, self.model, self.workdir, self.step, self.device, self._data)
+
+
+def check_same_run(saved: ConfigDict, asked: ConfigDict, what: str) -> None:
+    """Refuse a configuration that contradicts the run's own, naming both values."""
+    contradictions = {k: v for k, v in differences(saved, asked).items() if identity(k)}
+    if contradictions:
+        lines = "; ".join(f"config.{key} is {old!r} in the run, {new!r} asked for" for key, (old, new) in contradictions.items())
+        raise ValueError(f"{what} contradicts the run directory: {lines}. Leave these flags out, or choose another --workdir (or --overwrite when training).")
+
+
+def load(workdir: str | os.PathLike, config: ConfigDict | None = None, *, checkpoint: str | None = None, ema: bool = True) -> Run:
+    """Load a run from its directory: nothing else is needed.
+
+    Args:
+        workdir: the run directory.
+        config: the run's configuration with changed sampling, likelihood, evaluation, device or plugins; default: as it is.
+        checkpoint: a checkpoint file; default: the newest good one.
+        ema: use the averaged weights.
+
+    Raises `ValueError` when `config` contradicts the run, `FileNotFoundError` and `CheckpointError` when there is nothing to load.
+    """
+    workdir = Path(workdir)
+    saved = read_run(workdir)
+    config = saved if config is None else config
+    check_same_run(saved, config, "The configuration")
+    import_plugins(config.plugins)
+    found: Checkpoint = load_checkpoint(checkpoint if checkpoint else workdir, say=lambda m: print(m, file=sys.stderr))
+    info = DataInfo.from_dict(found.config["info"])
+    scaler = Scaler.from_state_dict(found.config["scaler"])
+    sde = build_sde(config)
+    model = build_model(config, info, sde)
+    model.load_state_dict(found.weights(ema=ema))
+    device = pick_device(config.device)
+    model = model.to(device).eval().requires_grad_(False)
+    return Run(config, info, scaler, sde, model, workdir, found.step, device)

@@ -1,0 +1,217 @@
+"""Drawing samples from a run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_score.run.build import build_sampler
+from sde_score.run.run import Run, provenance, write_json
+from sde_score.sampling import ProgressBar, Sampler, Trajectory, callbacks
+from sde_score.sdes import SDE
+from sde_score.tensors import SampleNoise, mix_seed
+from sde_score.training import distributed
+from sde_score.visual.files import write_atomic
+
+TRAJECTORY_SAMPLES = 8
+
+
+@dataclass
+class Samples:
+    """Samples in data units: `x` `(N, *)` in [0, 1] for images, the data's own units otherwise.
+
+    `levels` are an image's grey levels; `facts` say how they were drawn; `trajectory` holds some states on the way.
+    """
+
+    x: Tensor
+    levels: Tensor | None
+    labels: Tensor | None
+    facts: dict[str, Any]
+    trajectory: Tensor | None = None
+    times: list[float] | None = None
+
+    def save(self, path: str | Path) -> Path:
+        """Write `path` (.png: a grid, or a scatter plot of 2-D points; .npz: the numbers)."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".npz":
+            import io
+
+            import numpy as np
+
+            arrays = {"x": self.x.numpy() if self.levels is None else self.levels.numpy()}
+            if self.labels is not None:
+                arrays["y"] = self.labels.numpy()
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **arrays)
+            return write_atomic(path, buffer.getvalue())
+        if self.x.ndim == 2 and self.x.shape[1] == 2:
+            from sde_score.visual.plots import plot_scatter
+
+            return plot_scatter(path, {"samples": self.x})
+        if self.x.ndim == 2:
+            raise ValueError("Vectors have no picture; save them as .npz.")
+        from sde_score.visual.images import save_grid
+
+        return save_grid(path, self.x)
+
+
+def draw(
+    sampler: Sampler,
+    sde: SDE,
+    score_for,
+    num: int,
+    shape: tuple[int, ...],
+    *,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    progress: bool = False,
+    trajectory: Trajectory | None = None,
+    shared: bool = True,
+) -> tuple[Tensor, list[int]]:
+    """Samples 0 ... num−1 of `seed`, in chunks, shared among the processes of a torchrun: `(num, *)` on every process, and the NFE of each chunk.
+
+    With `shared=False` this process draws them all. `score_for(indices)` gives the score function for those samples. Sample i depends on (seed, i) only.
+    """
+    rank, world = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
+    chunks = [range(start, min(start + batch_size, num)) for start in range(0, num, batch_size)]
+    mine: dict[int, Tensor] = {}
+    nfes = []
+    for number, indices in enumerate(chunks):
+        if number % world != rank:
+            continue
+        noise = SampleNoise(seed, indices)
+        x_T = sde.prior_sampling((len(indices), *shape), noise=noise, device=device, dtype=torch.float32)
+        bar = ProgressBar(f"samples {indices.start}-{indices.stop - 1} of {num}") if progress else None
+        with torch.no_grad():
+            result = sampler(score_for(indices), x_T, noise=noise, callback=callbacks(bar, trajectory if number == 0 else None))
+        if bar is not None:
+            bar.close()
+        mine[number] = result.x.cpu()
+        nfes.append(result.nfe)
+    everyone = distributed.gather(mine) if shared else [mine]
+    merged = {k: v for part in everyone for k, v in part.items()}
+    return torch.cat([merged[k] for k in range(len(chunks))]), nfes
+
+
+class _First:
+    """Keeps the first samples of a trajectory only."""
+
+    def __init__(self, inner: Trajectory) -> None:
+        self.inner = inner
+
+    def __call__(self, progress) -> None:
+        progress.x, progress.x_mean = progress.x[:TRAJECTORY_SAMPLES], progress.x_mean[:TRAJECTORY_SAMPLES]
+        self.inner(progress)
+
+
+def sample(run: Run, num: int = 64, *, seed: int = 0, labels: list[int] | None = None, progress: bool = False, trajectory: bool = False, shared: bool = True) -> Samples:
+    """Draw `num` samples with the settings of `run.config.sampling`.
+
+    Args:
+        run: the run.
+        num: how many; must be positive.
+        seed: sample i is a function of (seed, i), whatever the batch size, the device or the number of processes.
+        labels: classes of a class-conditional model, repeated in turn; default: all in turn.
+        progress: show a bar.
+        trajectory: keep some states of the first samples.
+        shared: share the work among the processes of a torchrun.
+    """
+    if num < 1:
+        raise ValueError(f"The number of samples must be positive; got {num}.")
+    section = run.config.sampling
+    sampler = build_sampler(run.config, run.sde)
+    y = None
+    if run.config.model.class_conditional:
+        wanted = torch.as_tensor(labels if labels else list(range(run.info.num_classes)))
+        if wanted.min() < 0 or wanted.max() >= run.info.num_classes:
+            raise ValueError(f"Class labels run from 0 to {run.info.num_classes - 1}; got {wanted.tolist()}.")
+        y = wanted[torch.arange(num) % len(wanted)]
+    elif labels:
+        raise ValueError("This model is not class-conditional: it was trained with config.model.class_conditional=False.")
+
+    def score_for(indices: range):
+        return run.score_fn() if y is None else run.score_fn(y=y[indices.start : indices.stop].to(run.device))
+
+    kept = Trajectory(frames=12) if trajectory else None
+    began = time.monotonic()
+    x, nfes = draw(
+        sampler, run.sde, score_for, num, run.info.shape, seed=seed, batch_size=section.batch_size, device=run.device, progress=progress,
+        trajectory=None if kept is None else _First(kept), shared=shared,
+    )  # fmt: skip
+    facts = {
+        "num": num, "seed": seed, "step": run.step, "sde": run.config.sde,
+        "sampling": {k: v for k, v in section.to_dict().items() if v is not None},
+        "nfe": max(nfes) if nfes else 0, "seconds": round(time.monotonic() - began, 2), "provenance": provenance(),
+    }  # fmt: skip
+    images = run.info.levels is not None
+    recorded = kept is not None and bool(kept.kept)
+    return Samples(
+        x=run.scaler.inverse(x).clamp(0, 1) if images else run.scaler.inverse(x),
+        levels=run.scaler.to_levels(x) if images else None,
+        labels=y,
+        facts=facts,
+        trajectory=torch.stack([run.scaler.inverse(state) for state in kept.states]) if recorded else None,
+        times=kept.times if recorded else None,
+    )
+
+
+def sampler_tag(run: Run) -> str:
+    """A file name that says how samples were drawn: `pc_reverse_diffusion_langevin`, `ode`."""
+    section = run.config.sampling
+    name = str(section.method).partition("(")[0]
+    parts = [name]
+    if name == "pc":
+        parts += [str(section.predictor).partition("(")[0], str(section.corrector).partition("(")[0]]
+    return "_".join(parts)
+
+
+def save_samples(samples: Samples, run: Run, tag: str) -> dict[str, str]:
+    """Write pictures, numbers and facts of samples into the run directory; returns the paths."""
+    folder = run.workdir / "samples"
+    files = {"npz": str(samples.save(folder / f"{tag}.npz"))}
+    if samples.x.ndim > 2 or samples.x.shape[1] == 2:
+        files["png"] = str(save_picture(samples, run, folder / f"{tag}.png"))
+    if samples.trajectory is not None and samples.x.ndim > 2:
+        from sde_score.visual.images import film_strip, save_gif, save_png
+
+        files["trajectory"] = str(save_png(folder / f"{tag}_trajectory.png", film_strip(samples.trajectory)))
+        files["gif"] = str(save_gif(folder / f"{tag}_trajectory.gif", samples.trajectory))
+    write_json(folder / f"{tag}.json", samples.facts | {"files": files})
+    return files
+
+
+def save_picture(samples: Samples, run: Run, path: Path) -> Path:
+    """A grid; for points of the plane a scatter plot beside the data."""
+    if samples.x.ndim == 2:
+        from sde_score.visual.plots import plot_scatter
+
+        count = min(len(run.data.test), len(samples.x))
+        return plot_scatter(path, {"data": run.scaler.inverse(run.scaler.encode(run.data.test[range(count)][0])), "samples": samples.x})
+    return samples.save(path)
+
+
+def sample_action(run: Run, num: int, seed: int):
+    """A training action: a grid of samples of the averaged weights."""
+
+    def action(state) -> None:
+        model = state.ema.model if state.ema is not None else state.model
+        was_training = model.training
+        model.eval()
+        now = Run(run.config, run.info, run.scaler, run.sde, model, run.workdir, state.step, run.device, run._data)
+        try:
+            samples = sample(now, num, seed=mix_seed(seed, 1), shared=False)  # the other processes wait at the next step
+            if samples.x.ndim > 2 or samples.x.shape[1] == 2:
+                save_picture(samples, now, run.workdir / "samples" / f"step_{state.step:08d}.png")
+        except FloatingPointError as error:  # an early model may diverge under a sampler; training need not stop for that
+            print(f"No sample grid at step {state.step}: {error}")
+        finally:
+            model.train(was_training)
+
+    return action

@@ -1,0 +1,146 @@
+"""Training from a configuration."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+
+from sde_score.config import from_json, read_run, to_json
+from sde_score.data import BatchLoader, DataSplits, Scaler, iterate
+from sde_score.models.ema import EMA
+from sde_score.run.build import build_data, build_model, build_objective, build_sampler, build_sde, import_plugins
+from sde_score.run.run import Run, check_same_run, load, provenance, saved_state, write_json
+from sde_score.run.sample import sample_action
+from sde_score.training import (
+    CheckpointStore,
+    JSONLWriter,
+    TensorBoardWriter,
+    TextLog,
+    Trainer,
+    TrainResult,
+    ValidationLoss,
+    distributed,
+    make_optimizer,
+)
+
+RUN_FILES = ("config.json", "run.json", "metrics.jsonl", "log.txt", "checkpoints", "samples", "plots", "likelihood", "eval", "tensorboard", "report.html")
+
+
+def make_scaler(config: ConfigDict, data: DataSplits) -> Scaler:
+    """The scaler of section `data`."""
+    return data.scaler(centered=config.data.centered, dequantize=config.data.uniform_dequantization)
+
+
+def _prepare_workdir(config: ConfigDict, workdir: Path, overwrite: bool) -> None:
+    """Refuse to mix two runs in one directory; `overwrite` begins anew."""
+    if not (workdir / "config.json").is_file():
+        strangers = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
+        if strangers and not set(strangers) <= {*RUN_FILES}:
+            raise ValueError(f"{workdir} is not empty and not a run directory (it holds {', '.join(sorted(strangers)[:4])}); choose another --workdir.")
+        return
+    if overwrite:
+        for name in RUN_FILES:
+            path = workdir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return
+    check_same_run(read_run(workdir), config, "This training")
+
+
+def validation_batches(config: ConfigDict, data: DataSplits) -> list:
+    """Held-out batches for the validation loss."""
+    conditional = config.model.class_conditional
+    batches = iterate(data.test, 256, limit=config.training.eval_samples)
+    return [(batch.x, {"y": batch.y} if conditional else None) for batch in batches]
+
+
+def train(config: ConfigDict, workdir: str | Path, *, overwrite: bool = False, data: DataSplits | None = None) -> tuple[Run, TrainResult]:
+    """Train the model of a configuration in a run directory, or go on where it stopped.
+
+    Args:
+        config: what to train.
+        workdir: the run directory; the same command again resumes it, bit for bit on the CPU.
+        overwrite: delete a run that is there and begin anew.
+        data: use these data instead of those of section `data` (from Python).
+
+    Returns the trained run and how training ended. Raises `ValueError` when the configuration contradicts the run in `workdir`.
+    """
+    workdir = Path(workdir)
+    config = from_json(to_json(config))  # a copy of our own, in the shape of the defaults
+    import_plugins(config.plugins)
+    sde = build_sde(config)
+    objective = build_objective(config, sde)
+    build_sampler(config, sde)  # a misspelt sampler is an error now, not after the training
+    with distributed.processes(config.device) as device:
+        if distributed.is_main():
+            _prepare_workdir(config, workdir, overwrite)
+        distributed.barrier()
+        data = data if data is not None else build_data(config)
+        scaler = make_scaler(config, data)
+        torch.manual_seed(config.seed)  # the initial weights
+        model = build_model(config, data.info, sde).to(device)
+        result = _fit(config, workdir, data, scaler, model, objective, device)
+        distributed.barrier()
+    run = load(workdir, config)
+    run._data = data
+    return run, result
+
+
+def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult:
+    section, optim = config.training, config.optim
+    ema = EMA(model, config.model.ema_rate, ramp=config.model.ema_ramp)
+    optimizer = make_optimizer(
+        [p for p in model.parameters() if p.requires_grad], name=optim.name, lr=optim.lr, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps,
+        weight_decay=optim.weight_decay,
+    )  # fmt: skip
+    loader = BatchLoader(
+        data.train, section.batch_size, seed=config.seed, rank=distributed.rank(), world_size=distributed.world_size(),
+        flip=config.data.random_flip, workers=config.data.workers,
+    )  # fmt: skip
+    conditional = config.model.class_conditional
+
+    def batch(step: int):
+        b = loader.batch(step)
+        return b.x, ({"y": b.y} if conditional else None), b.positions
+
+    def encode(x, noise):
+        return scaler.encode(x, noise)
+
+    writers, say = [], None
+    if distributed.is_main():
+        workdir.mkdir(parents=True, exist_ok=True)
+        say = TextLog(workdir / "log.txt")
+        (workdir / "config.json").write_text(to_json(config) + "\n")
+        write_json(workdir / "run.json", provenance() | {"device": str(device), "processes": distributed.world_size(), "status": "running"})
+        writers.append(JSONLWriter(workdir / "metrics.jsonl"))
+        if section.tensorboard:
+            writers.append(TensorBoardWriter(workdir / "tensorboard", say=say))
+        count = sum(p.numel() for p in model.parameters())
+        say(f"{data.info.name}: {len(data.train)} training and {len(data.test)} test samples of shape {data.info.shape}; {count:,} parameters on {device}.")
+    now = Run(config, data.info, scaler, model.sde, model, workdir, 0, device, data)
+    validation = ValidationLoss(
+        objective, validation_batches(config, data), log_snr=getattr(model.sde, "log_snr", None), prepare=encode, seed=config.seed
+    )
+    trainer = Trainer(
+        model, ema, objective, optimizer, batch,
+        steps=section.n_iters, seed=config.seed, prepare=encode, warmup=optim.warmup, published_warmup=optim.published_warmup,
+        schedule=optim.schedule, grad_clip=optim.grad_clip, micro_batches=section.micro_batches, precision=section.precision,
+        max_seconds=section.max_seconds, max_skips=section.max_skips, log_every=section.log_freq, checkpoint_every=section.checkpoint_freq,
+        actions=[(section.eval_freq, validation), (section.snapshot_freq, sample_action(now, section.snapshot_samples, config.seed))],
+        checkpoints=CheckpointStore(workdir, keep=section.keep_checkpoints, say=say or print), writers=writers, say=say,
+        config=saved_state(config, data.info, scaler),
+    )  # fmt: skip
+    try:
+        result = trainer.run()
+    except BaseException as error:
+        if distributed.is_main():
+            write_json(workdir / "run.json", provenance() | {"device": str(device), "status": "failed", "error": f"{type(error).__name__}: {error}"})
+        raise
+    finally:
+        loader.close()
+    if distributed.is_main():
+        facts = {"device": str(device), "status": result.status, "step": result.step, "seconds": round(result.seconds, 1), "skipped": result.skipped}
+        write_json(workdir / "run.json", provenance() | facts)
+    return result
