@@ -1,8 +1,9 @@
 """The 39 published configurations, as a table of differences over common parts, in plain values.
 
-Names are those of the original release (score_sde_pytorch), and so are most keys. `PUBLISHED[name]` holds everything that
-a configuration says, with the published results under "results": FID and inception score of the best checkpoint; FID with
-the ODE sampler and bits per dimension of the last. These were measured by the authors with their code, not with this one.
+Names are those of the original release (score_sde_pytorch), and so are most keys. `PUBLISHED[name]` holds everything
+that a configuration says, with the published results under "results": FID and inception score of the best checkpoint;
+FID with the ODE sampler and bits per dimension of the last. These were measured by the authors with their code, not
+with this one.
 
 What differs from the original files, because these could not run or did not do what they say:
 * ve/ncsn/celeba did not set the SDE: it is VE here. ve/ncsnv2/bedroom misspelt `continuous`: it is discrete here.

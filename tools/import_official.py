@@ -1,7 +1,7 @@
 """Turn a checkpoint of the original release into a run directory, or a run into such a checkpoint.
 
-python tools/import_official.py --checkpoint=checkpoint_24.pth --config=ve/cifar10_ncsnpp_continuous --workdir=runs/ncsnpp
-python tools/import_official.py --workdir=runs/ncsnpp --export=checkpoint.pth
+python tools/import_official.py --checkpoint=checkpoint_24.pth --config=ve/cifar10_ncsnpp_continuous
+--workdir=runs/ncsnpp python tools/import_official.py --workdir=runs/ncsnpp --export=checkpoint.pth
 """
 
 from absl import app, flags

@@ -261,7 +261,8 @@ class RefineNet(nn.Module):
     Args: channels: image channels. nf: base width. num_scales: number of noise scales L. activation: elu, relu, lrelu
     or swish. centered: the data are in [-1, 1]; otherwise the network maps [0, 1] to [-1, 1] itself.
     num_classes: classes of the data; `forward` then needs `y`, which adds a learned vector (initially 0) before each
-    stage; class `num_classes` means "no class". gradient_checkpointing: recompute stages and refine blocks in the backward pass to save memory.
+    stage; class `num_classes` means "no class". gradient_checkpointing: recompute stages and refine blocks in the
+    backward pass: less memory, more time.
 
     Raises ValueError for images that cannot be halved as often as the network pools, TypeError for float labels.
     """

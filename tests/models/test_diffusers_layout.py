@@ -1,4 +1,5 @@
-"""The UNet2DModel layout of diffusers. The reference outputs were computed once with diffusers 0.31, from the weights below."""
+"""The UNet2DModel layout of diffusers. The reference outputs were computed once with diffusers 0.31, from the weights
+below."""
 
 import json
 from pathlib import Path

@@ -17,8 +17,8 @@ from sde_score.models.official import infer
 from sde_score.models.registry import MODELS
 from sde_score.published import PUBLISHED, network_arguments
 
-# Options that change no tensor. Those of the first line differ between published configurations of the same tensors and are
-# never guessed; the others have one published value per family, which is assumed.
+# Options that change no tensor. Those of the first line differ between published configurations of the same tensors and
+# are never guessed; the others have one published value per family, which is assumed.
 _NEVER_GUESSED = ("centered", "scale_by_sigma", "fir")
 _ASSUMED = ("skip_rescale", "nonlinearity", "fir_kernel", "init_scale", "fourier_scale", "dropout", "resamp_with_conv")
 _TYPICAL = {"ncsnpp": "ve/cifar10_ncsnpp_continuous", "ddpm": "vp/ddpm/cifar10", "ncsn": "ve/ncsn/cifar10"}
@@ -77,8 +77,8 @@ def candidates(seen: Mapping[str, Any]) -> list[str]:
 def complete(seen: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
     """Fill in what the tensors do not show.
 
-    Returns the facts, the published configurations that fit, and the names of the options that remain open: neither given
-    nor the same in all fitting configurations.
+    Returns the facts, the published configurations that fit, and the names of the options that remain open: neither
+    given nor the same in all fitting configurations.
     """
     known = candidates({**seen, **options})
     facts = dict(PUBLISHED[known[0]]) if known else {}

@@ -74,10 +74,11 @@ class OfficialFile:
 
 @dataclass
 class OfficialModel:
-    """An imported checkpoint: `network` with the raw weights, `ema_network` with the averaged ones (None if there are none).
+    """An imported checkpoint: `network` with the raw weights, `ema_network` with the averaged ones (None if there are
+    none).
 
-    `config`: the published configuration that it was matched with, or None. `facts`: the architecture in the words of the
-    original configuration files. `file`: step, EMA decay, optimiser state as stored.
+    `config`: the published configuration that it was matched with, or None. `facts`: the architecture in the words of
+    the original configuration files. `file`: step, EMA decay, optimiser state as stored.
     """
 
     network: nn.Module
@@ -168,7 +169,8 @@ def read_official(source: str | Path | Mapping | Sequence, map_location: str | t
         file = OfficialFile(name, "weights", dict(content))
     else:
         raise OfficialCheckpointError(
-            f"{name} is a PyTorch file, but not a checkpoint of the original releases: expected a dict with the keys model, "
+            f"{name} is a PyTorch file, but not a checkpoint of the original releases: expected a dict with the keys "
+            "model, "
             "ema, step, a list [model, optimizer, ...] or a state dict."
         )
     if file.model and all(key.startswith("module.") for key in file.model):
@@ -193,8 +195,8 @@ def load_official(
 
     Args:
         source: a file, or what `torch.load` made of it, or a state dict under the original names.
-        config: name of a published configuration ("ve/cifar10_ncsnpp_continuous"), or an original configuration (mapping
-            with the sections model, data, training). Without it the architecture is read from the tensors.
+        config: name of a published configuration ("ve/cifar10_ncsnpp_continuous"), or an original configuration
+            (mapping with the sections model, data, training). Without it the architecture is read from the tensors.
         network: a module of your own whose parameter names are those of the file; `config` is then not used.
         options: what the tensors cannot tell, in the original words: centered, scale_by_sigma, fir, image_size, ...
 
@@ -233,7 +235,8 @@ def _settle_facts(file: OfficialFile, config: str | Mapping | None, options: dic
     except infer.NotReadable as error:
         raise WrongArchitecture(
             f"{file.source}: the tensors are not those of a known original network ({error}). First tensors: "
-            f"{', '.join(list(file.model)[:5])}. Nearest published configuration: {nearest_published(_shapes(file.model))}. "
+            f"{', '.join(list(file.model)[:5])}. Nearest published configuration: "
+            f"{nearest_published(_shapes(file.model))}. "
             "For a network of your own pass network=...; for other formats see load_diffusers and load_edm."
         ) from None
     facts, known, open_options = complete(seen, options)
@@ -242,7 +245,8 @@ def _settle_facts(file: OfficialFile, config: str | Mapping | None, options: dic
             f"config= one of {', '.join(known)}" if known else "config= a published configuration with the same options"
         )
         raise OfficialCheckpointError(
-            f"{file.source}: the tensors do not show {', '.join(open_options)}. Pass {hint}, or the options themselves, e.g. "
+            f"{file.source}: the tensors do not show {', '.join(open_options)}. Pass {hint}, or the options "
+            "themselves, e.g. "
             f"load_official(..., {', '.join(f'{key}=...' for key in open_options)})."
         )
     return facts, known[0] if len(known) == 1 else None
@@ -310,7 +314,8 @@ def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], source:
         shown = "\n  ".join(lines[:8])
         more = f"\n  ... and {len(lines) - 8} more" if len(lines) > 8 else ""
         raise WrongArchitecture(
-            f"{source} does not fit the network ({len(lines)} differences in {len(expected)} tensors):\n  {shown}{more}\n"
+            f"{source} does not fit the network ({len(lines)} differences in {len(expected)} tensors):\n  "
+            f"{shown}{more}\n"
             f"Nearest published configuration: {nearest_published(found)}."
         )
     _names_module(network).load_original(network, {**own, **state_dict})
@@ -324,7 +329,8 @@ def _name_ema(file: OfficialFile, names: Sequence[str], layout: Mapping[str, Ten
     else:
         if len(file.ema) != len(names):
             raise WrongArchitecture(
-                f"{file.source}: the EMA list has {len(file.ema)} tensors, the network {len(names)} trainable parameters."
+                f"{file.source}: the EMA list has {len(file.ema)} tensors, the network {len(names)} trainable "
+                "parameters."
             )
         averaged = dict(zip(names, file.ema))
         lines = differences({name: tuple(layout[name].shape) for name in names}, _shapes(averaged))

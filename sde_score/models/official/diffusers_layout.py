@@ -5,13 +5,13 @@
 
 Two families are known:
 
-    Skip blocks     SkipDownBlock2D, AttnSkipDownBlock2D, SkipUpBlock2D, AttnSkipUpBlock2D: NCSN++ with BigGAN blocks, FIR
-                    resampling, input_skip and output_skip, Fourier embedding, output divided by sigma
-    plain blocks    DownBlock2D, AttnDownBlock2D, UpBlock2D, AttnUpBlock2D with `downsample_padding` 0: DDPM. On the way up,
-                    attention follows every block (as in Ho et al.'s own code) and not only the last of a level
+    Skip blocks     SkipDownBlock2D, AttnSkipDownBlock2D, SkipUpBlock2D, AttnSkipUpBlock2D: NCSN++ with BigGAN blocks,
+                    FIR resampling, input_skip and output_skip, Fourier embedding, output divided by sigma
+    plain blocks    DownBlock2D, AttnDownBlock2D, UpBlock2D, AttnUpBlock2D with `downsample_padding` 0: DDPM. On the
+                    way up, attention follows every block (as in Ho et al.'s own code) and not only the last of a level
 
-Those repositories publish averaged (EMA) weights only. All tensors are renames of ours; the names are facts of the format,
-and the arithmetic was compared with diffusers 0.31 (see the tests).
+Those repositories publish averaged (EMA) weights only. All tensors are renames of ours; the names are facts of the
+format, and the arithmetic was compared with diffusers 0.31 (see the tests).
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def diffusers_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     plain = all(block in _PLAIN_DOWN for block in down) and all(block in _PLAIN_UP for block in up)
     if not (skip or plain):
         raise OfficialCheckpointError(
-            f"The block types {sorted({*down, *up})} are not those of NCSN++ ({', '.join([*_SKIP_DOWN, *_SKIP_UP])}) or DDPM "
+            f"The block types {sorted({*down, *up})} are not those of NCSN++ ({', '.join([*_SKIP_DOWN, *_SKIP_UP])}) "
+            "or DDPM "
             f"({', '.join([*_PLAIN_DOWN, *_PLAIN_UP])})."
         )
     down_types, up_types = (_SKIP_DOWN, _SKIP_UP) if skip else (_PLAIN_DOWN, _PLAIN_UP)
@@ -122,7 +123,8 @@ def diffusers_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     narrow = [widths[level] for level in attention if skip and widths[level] < 128]
     if narrow:
         raise OfficialCheckpointError(
-            f"config.json: attention at width {narrow[0]} has 32 groups in its norm; our NCSN++ has {narrow[0] // 4} there "
+            f"config.json: attention at width {narrow[0]} has 32 groups in its norm; our NCSN++ has {narrow[0] // 4} "
+            "there "
             "(the two agree from width 128 on)."
         )
     size = _get(config, "sample_size", "image_size", default=2 ** (len(widths) + 1))
@@ -181,8 +183,9 @@ def load_diffusers(
         source: a folder with config.json and the weights (.safetensors or .bin), a weights file, or a state dict.
         config: the content of config.json or its path; for a folder it may be left out.
 
-    Labels: an NCSN++ takes the noise level sigma and returns the score; a DDPM takes the step number 0 to 999 and returns
-    the noise, with data in [-1, 1]. Raises `WrongArchitecture` if tensors are missing, left over or of another shape.
+    Labels: an NCSN++ takes the noise level sigma and returns the score; a DDPM takes the step number 0 to 999 and
+    returns the noise, with data in [-1, 1]. Raises `WrongArchitecture` if tensors are missing, left over or of another
+    shape.
     """
     name = "the given state dict" if isinstance(source, Mapping) else str(source)
     if not isinstance(source, Mapping):

@@ -4,14 +4,14 @@
     model = ScoreModel(network, sde, edm_parameterization(network))
     state_dict = to_edm(network, image_size=32)          # and back
 
-EDM publishes pickles of whole Python objects, which cannot be read without executing them. Save the state dict once, with
-EDM's own code and in a place where that is safe: `torch.save(net.state_dict(), "weights.pt")`.
+EDM publishes pickles of whole Python objects, which cannot be read without executing them. Save the state dict once,
+with EDM's own code and in a place where that is safe: `torch.save(net.state_dict(), "weights.pt")`.
 
-What differs from ours: blocks are named by resolution ("enc.16x16_block0"); attention is part of its block, with query, key
-and value interleaved in one 1x1 convolution (row 3c + k: channel c of q, k, v for k = 0, 1, 2); the FIR filters are stored;
-the label is c_noise, ln(sigma)/4 for EDM's own preconditioning. A class enters the network before its first linear map, so
-a chosen class (or none) is exactly a change of that map's bias: that is how conditional weights are loaded. The map of
-augmentation labels has no part in sampling and is dropped.
+What differs from ours: blocks are named by resolution ("enc.16x16_block0"); attention is part of its block, with
+query, key and value interleaved in one 1x1 convolution (row 3c + k: channel c of q, k, v for k = 0, 1, 2); the FIR
+filters are stored; the label is c_noise, ln(sigma)/4 for EDM's own preconditioning. A class enters the network before
+its first linear map, so a chosen class (or none) is exactly a change of that map's bias: that is how conditional
+weights are loaded. The map of augmentation labels has no part in sampling and is dropped.
 
 The layout and the arithmetic were compared with the SongUNet of nvidia-modulus 0.9 (see the tests).
 """
@@ -37,7 +37,7 @@ _BLOCK = (("norm1", "norm0"), ("conv1", "conv0"), ("emb", "affine"), ("norm2", "
 
 
 def edm_parameterization(network: NCSNpp, sigma_data: float = 0.5) -> str:
-    """The parameterisation spec under which an imported network is EDM's denoiser: c_noise = ln(sigma)/4 as its label."""
+    """The parameterisation spec that makes an imported network EDM's denoiser; the label is c_noise = ln(sigma)/4."""
     label = "fourth_root_sigma" if network.embedding_type == "fourier" else "quarter_log_sigma"
     return f"edm(label={label!r}, sigma_data={sigma_data!r})"
 
@@ -222,7 +222,8 @@ def load_edm(source: str | Path | Mapping[str, Tensor], *, class_label: int | No
 
     Args:
         source: a file with the state dict of `EDMPrecond` (or of its SongUNet), or the state dict.
-        class_label: for class-conditional weights, the class to be generated; None: the network as it runs without labels.
+        class_label: for class-conditional weights, the class to be generated; None: the network as it runs without
+            labels.
     """
     name = "the given state dict" if isinstance(source, Mapping) else str(source)
     content = source if isinstance(source, Mapping) else read_safely(source)

@@ -1,16 +1,18 @@
 """Read the architecture of an original U-Net checkpoint from its tensor names and shapes.
 
-The original networks number their modules: `all_modules.{i}.{...}` in the order of the forward pass. Which kind of module
-stands at i shows in the names of its tensors, a module without tensors (resampling without a convolution) as a gap in the
-numbering. Read in order, the list tells:
+The original networks number their modules: `all_modules.{i}.{...}` in the order of the forward pass. Which kind of
+module stands at i shows in the names of its tensors, a module without tensors (resampling without a convolution) as a
+gap in the numbering. Read in order, the list tells:
 
     model, channels, nf, ch_mult, num_res_blocks, the levels with attention, embedding_type, conditional, resblock_type,
-    resamp_with_conv, progressive, progressive_input, progressive_combine, num_scales, and fir where a FIR convolution occurs
+    resamp_with_conv, progressive, progressive_input, progressive_combine, num_scales, and fir where a FIR convolution
+    occurs
 
 It does not tell, because these change no tensor: `centered`, `scale_by_sigma`, `skip_rescale`, `fir` without FIR
-convolutions, the taps of the FIR kernel, `nonlinearity`, `dropout`, `init_scale`; nor the image size, so that attention is
-given by level (0 = full size). A `ddpm` network and an `ncsnpp` one of DDPM blocks with positional embedding may have the
-same tensors (where all widths are multiples of 32); the former is assumed. Words and values are those of the original configurations.
+convolutions, the taps of the FIR kernel, `nonlinearity`, `dropout`, `init_scale`; nor the image size, so that
+attention is given by level (0 = full size). A `ddpm` network and an `ncsnpp` one of DDPM blocks with positional
+embedding may have the same tensors (where all widths are multiples of 32); the former is assumed. Words and values are
+those of the original configurations.
 """
 
 from __future__ import annotations
