@@ -152,7 +152,8 @@ def log_likelihood(
         sde: the process.
         score_fn: `(x, t) -> score`; must be differentiable in `x` by autograd.
         x: data in model space, `(B, *)`, float32 or float64.
-        solver: a `Solver` or its component spec; `"scipy(method='RK45')"` is the published choice.
+        solver: a `Solver` or its component spec; `"scipy(method='RK45', per_sample=False)"` is the published
+            choice.
         trace: a `Trace` or its component spec: `"hutchinson(probes=8)"`, `"exact"`.
         t_min: start time; `sde.t_min` when None.
         noise: draws the probes. With `SampleNoise(seed, indices)` sample i's probes depend on (seed, i) only.

@@ -134,7 +134,7 @@ class Registry:
         """The settings of a component as a user may write them: constructor parameters without `sde` and the like."""
         parameters = inspect.signature(self.get(name)).parameters.values()
         shown = [p.replace(annotation=inspect.Parameter.empty) for p in parameters if p.name not in ("self", "sde")]
-        return "(" + ", ".join(str(p) for p in shown if p.kind is not p.VAR_POSITIONAL) + ")"
+        return str(inspect.Signature([p for p in shown if p.kind is not p.VAR_POSITIONAL]))
 
     def describe(self) -> list[dict[str, str]]:
         """One row per component: name, signature, first line of its documentation, and the module it comes from."""

@@ -784,7 +784,7 @@ def check_solver(make: Callable[[float], object] | str, *, order: int | None = N
         order: the order claimed, for a fixed-step solver.
         skip: names of checks to leave out, with the reason.
     """
-    if callable(make) and not hasattr(make, "integrate"):
+    if isinstance(make, type) or not (isinstance(make, str) or hasattr(make, "integrate")):
         checks: list[Check] = [partial(check_solver_order, make, order)]
         solver = make(64)
     else:

@@ -63,8 +63,8 @@ def test_combination(sde, predictor, corrector):
             PCSampler(sde, predictor, corrector)
         return
     if predictor == "none":  # a corrector alone must follow the annealing by itself: more and larger steps
-        corrector = corrector.replace("0.16)", "0.25, n_steps=6)")
-    sampler = PCSampler(sde, predictor, corrector, steps=250, times="log_snr" if predictor == "none" else "uniform", t_min=1e-3)
+        corrector = corrector.replace("0.16)", "0.16, n_steps=8)")
+    sampler = PCSampler(sde, predictor, corrector, steps=200, times="log_snr" if predictor == "none" else "power(rho=2.)", t_min=1e-3)
     noise = GeneratorNoise(torch.Generator().manual_seed(1))
     result = sampler(mixture_score(sde), sde.prior_sampling((N, 2), noise=noise), noise=noise)
     check_law(result.x)
