@@ -8,9 +8,10 @@ scales costs no parameters. Song & Ermon, "Improved techniques for training scor
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_score.models.refinenet import InstanceNormPlus, RefineNet, Stage
 from sde_score.models.registry import MODELS
@@ -56,6 +57,14 @@ class _NCSNv2(RefineNet):
         sigmas = descending_sigmas(sigma_max, sigma_min, num_scales, spacing)
         # float32 as in the published code: a float64 table would promote the output.
         self.register_buffer("sigmas", sigmas.float())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Casts of the module leave the table in float32: sigma needs more than the three digits of bfloat16."""
+        sigmas = self.sigmas
+        super()._apply(fn, recurse)
+        if self.sigmas.dtype != sigmas.dtype:
+            self.sigmas = sigmas.to(self.sigmas.device)
+        return self
 
     def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
         h = super().forward(x, label, y)

@@ -387,6 +387,12 @@ class RefineNet(nn.Module):
         if (y is None) != (self.num_classes is None):
             problem = "needs class labels y of shape (B,)" if y is None else "was built without class labels: pass no y"
             raise ValueError(f"{name}(num_classes={self.num_classes}) {problem}.")
+        if y is not None:
+            if y.shape != x.shape[:1] or y.is_floating_point():
+                raise ValueError(
+                    f"{name} needs integer classes y of shape ({x.shape[0]},), got {y.dtype} {tuple(y.shape)}."
+                )
+            layers.check_range("y", y, self.num_classes + 1, f"{name}(num_classes={self.num_classes})")
 
 
 def _apply_blocks(blocks: nn.ModuleList, h: Tensor, label: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -167,6 +168,22 @@ def test_other_files_are_named(tmp_path):
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "foreign.pth")
     with pytest.raises(WrongArchitecture, match="foreign.pth.*layer.weight"):
         load_official(tmp_path / "foreign.pth")
+
+
+def test_files_of_old_pytorch_and_numpy_versions(tmp_path):
+    """The format before zip archives, and the module that numpy 1 named for its numbers."""
+    network = NCSN(1, nf=4, num_scales=2)
+    state = {f"module.{name}": tensor for name, tensor in to_original_state_dict(network).items()}
+    torch.save([state, {}], tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert_same_tensors(
+        to_original_state_dict(network), to_original_state_dict(load_official(tmp_path / "old.pth").network)
+    )
+
+    torch.save({"model": {"module.w": torch.zeros(2)}, "step": 1, "lr": np.float64(0.1)}, tmp_path / "new.pth")
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "numpy1.pth", "w") as numpy1:
+        for record in new.namelist():
+            numpy1.writestr(record, new.read(record).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert list(read_official(tmp_path / "numpy1.pth").model) == ["w"]
 
 
 def test_numpy_numbers_of_the_originals_are_allowed(tmp_path):

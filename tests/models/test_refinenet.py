@@ -127,6 +127,8 @@ def test_class_labels_matter_once_trained_and_are_checked():
     assert not torch.allclose(network(x, label, torch.tensor([0])), network(x, label, torch.tensor([1])))
     with pytest.raises(ValueError, match="class labels y"):
         network(x, label)
+    with pytest.raises(ValueError, match="may be 0 to 2"):
+        network(x, label, torch.tensor([3]))
     with pytest.raises(ValueError, match="without class labels"):
         NCSNv2_64(1, nf=4, num_scales=3)(x, label, torch.tensor([0]))
 
@@ -162,8 +164,18 @@ def test_bf16_and_channels_last():
     x, label = torch.rand(2, 2, 8, 8), torch.tensor([0, 1])
     expected = network(x, label)
     torch.testing.assert_close(network(x.to(memory_format=torch.channels_last), label), expected)
+    sigmas = network.sigmas.clone()
     out = network.bfloat16()(x.bfloat16(), label)
     assert out.dtype == torch.bfloat16 and torch.isfinite(out).all()
+    assert torch.equal(network.sigmas, sigmas)  # three digits would not do for a noise level
+
+
+@pytest.mark.parametrize("cls", SMALL, ids=lambda c: c.__name__)
+def test_compiles_as_one_graph(cls):
+    network = cls(1, **SMALL[cls])
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    x, label = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    torch.testing.assert_close(compiled(x, label), network(x, label))
 
 
 def test_errors_say_what_to_write():

@@ -129,8 +129,10 @@ def read_safely(path: str | Path, map_location: str | torch.device = "cpu") -> A
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         text = str(error)
+        with open(path, "rb") as file:
+            start = file.read(2)
         # An unknown instruction in something that does not even start like a pickle is noise, not an attack.
-        if "nsupported" in text and ("nsupported operand" not in text or path.read_bytes()[:2] in (b"\x80\x02", b"PK")):
+        if "nsupported" in text and ("nsupported operand" not in text or start in (b"\x80\x02", b"PK")):
             offender = next((line.strip() for line in text.splitlines() if "nsupported" in line), "")
             raise UnsafeFile(
                 f"{path} was refused, and nothing in it was executed: it holds more than tensors and plain values "
