@@ -125,6 +125,14 @@ def test_a_wrong_ema_list_is_an_error(tmp_path):
         load_official(content)
 
 
+def test_noise_levels_of_another_configuration_are_noticed(monkeypatch):
+    facts = {**PUBLISHED["ve/ncsnv2/cifar10"], "nf": 4}
+    monkeypatch.setitem(PUBLISHED, "ve/ncsnv2/cifar10", facts)
+    state = to_original_state_dict(NCSNv2_64(3, nf=4, num_scales=232, sigma_max=90.0))
+    with pytest.warns(UserWarning, match="run from 90 to 0.01, those of ve/ncsnv2/cifar10 from 50"):
+        load_official(state, config="ve/ncsnv2/cifar10")
+
+
 class Payload:
     def __init__(self, path):
         self.path = path

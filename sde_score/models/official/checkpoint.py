@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -215,6 +216,7 @@ def load_official(
     facts, name = _settle_facts(file, config, options)
     built = build_network(facts)
     _load_strictly(built, file.model, file.source)
+    _compare_noise_levels(file, facts, name)
     built.eval()
     ema_network = None
     if file.ema is not None:
@@ -252,6 +254,21 @@ def _settle_facts(file: OfficialFile, config: str | Mapping | None, options: dic
             f"load_official(..., {', '.join(f'{key}=...' for key in open_options)})."
         )
     return facts, known[0] if len(known) == 1 else None
+
+
+def _compare_noise_levels(file: OfficialFile, facts: Mapping[str, Any], name: str | None) -> None:
+    """Several VE configurations have the same tensors but for the noise levels in the table: warn where those disagree."""
+    if facts.get("sde") != "ve" or "sigmas" not in file.model:
+        return
+    ends = float(file.model["sigmas"][0]), float(file.model["sigmas"][-1])
+    expected = facts["sigma_max"], facts["sigma_min"]
+    if any(abs(a - b) > 1e-4 * b for a, b in zip(ends, expected)):
+        warnings.warn(
+            f"{file.source}: its noise levels run from {ends[0]:.6g} to {ends[1]:.6g}, those of {name} from "
+            f"{expected[0]:.6g} "
+            f"to {expected[1]:.6g}. Is it another configuration's file?",
+            stacklevel=3,
+        )
 
 
 def _infer(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
