@@ -41,7 +41,9 @@ def _vjps(drift: Tensor, x: Tensor, vectors: Tensor, *, create_graph: bool) -> T
     """`(∂v/∂x)ᵀ u` for each of the K `vectors` u of shape `(K, B, *)`: backward passes through one graph."""
     if len(vectors) == 1:
         return torch.autograd.grad(drift, x, vectors[0], create_graph=create_graph, retain_graph=True)[0][None]
-    return torch.autograd.grad(drift, x, vectors, create_graph=create_graph, retain_graph=True, is_grads_batched=True)[0]
+    return torch.autograd.grad(drift, x, vectors, create_graph=create_graph, retain_graph=True, is_grads_batched=True)[
+        0
+    ]
 
 
 @TRACES.register("exact")
@@ -49,8 +51,8 @@ class ExactTrace(Trace):
     """The exact divergence, `Σ_i ∂v_i/∂x_i`: one backward pass per dimension through one forward pass.
 
     Args:
-        chunk: dimensions taken together in one batched backward pass; more is faster and takes more memory. With 1 nothing is
-            batched, for networks whose backward pass PyTorch cannot batch.
+        chunk: dimensions taken together in one batched backward pass; more is faster and takes more memory. With 1
+            nothing is batched, for networks whose backward pass PyTorch cannot batch.
     """
 
     def __init__(self, chunk: int = 16) -> None:
@@ -68,14 +70,17 @@ class ExactTrace(Trace):
             axes = torch.arange(start, min(start + self.chunk, dim), device=x.device)
             vectors = torch.zeros(len(axes), batch, dim, dtype=x.dtype, device=x.device)
             vectors.scatter_(2, axes[:, None, None].expand(-1, batch, 1), 1.0)
-            columns = _vjps(drift, x, vectors.reshape(-1, *x.shape), create_graph=create_graph).reshape(len(axes), batch, dim)
+            columns = _vjps(drift, x, vectors.reshape(-1, *x.shape), create_graph=create_graph).reshape(
+                len(axes), batch, dim
+            )
             total = total + columns.gather(2, axes[:, None, None].expand(-1, batch, 1)).sum((0, 2))
         return total[:, None]
 
 
 @TRACES.register("hutchinson")
 class HutchinsonTrace(Trace):
-    """Hutchinson's unbiased estimate `εᵀ (∂v/∂x) ε`, `E εεᵀ = I` (Hutchinson 1990; Skilling 1989; FFJORD, Grathwohl et al. 2019).
+    """Hutchinson's unbiased estimate `εᵀ (∂v/∂x) ε`, `E εεᵀ = I` (Hutchinson 1990; Skilling 1989; FFJORD, Grathwohl
+    et al. 2019).
 
     Args:
         probes: independent vectors ε; from two on, the result has a standard error for each sample.
@@ -105,12 +110,13 @@ class LikelihoodResult:
     """Log-likelihoods and what they cost.
 
     Attributes:
-        logp: log density of each sample in nats, in the space of `x`, `(B,)`; NaN for a sample whose ODE failed (possible only with
-            a solver that has `on_failure="return"`).
+        logp: log density of each sample in nats, in the space of `x`, `(B,)`; NaN for a sample whose ODE failed
+            (possible only with a solver that has `on_failure="return"`).
         z: the latent code, `x` carried to `T`, `(B, *)`.
         prior_logp: log density of the prior at `z`, `(B,)`.
         divergence: the integral of the divergence, `(B,)`; `logp = prior_logp + divergence`.
-        trace_std_error: standard error of `logp` over the probes, `(B,)`; zero for the exact trace, None for a single probe.
+        trace_std_error: standard error of `logp` over the probes, `(B,)`; zero for the exact trace, None for a single
+            probe.
         nfe: evaluations of the score for each sample, `(B,)`.
         steps: accepted steps, `(B,)`.
         calls: evaluations of the score with the whole batch.
@@ -145,8 +151,9 @@ def log_likelihood(
 ) -> LikelihoodResult:
     """Log density of `x` under the model, in nats, by the probability-flow ODE from `t_min` to `T`.
 
-    It is the density at time `t_min` of the ODE's model, hence that of data with the noise of `t_min` on it. With one Hutchinson probe
-    each value is unbiased but noisy; their mean over a data set is what one probe is for (`summarize` gives its standard error).
+    It is the density at time `t_min` of the ODE's model, hence that of data with the noise of `t_min` on it. With one
+    Hutchinson probe each value is unbiased but noisy; their mean over a data set is what one probe is for
+    (`summarize` gives its standard error).
 
     Args:
         sde: the process.
@@ -158,8 +165,8 @@ def log_likelihood(
         t_min: start time; `sde.t_min` when None.
         noise: draws the probes. With `SampleNoise(seed, indices)` sample i's probes depend on (seed, i) only.
         probes: probe vectors to use instead, `(B, *)` or `(K, B, *)`.
-        differentiable: keep the graph through the whole solution, so that gradients reach `x` and the score's parameters
-            (memory grows with the evaluations). By default when `x.requires_grad` and gradients are enabled.
+        differentiable: keep the graph through the whole solution, so that gradients reach `x` and the score's
+            parameters (memory grows with the evaluations). By default when `x.requires_grad` and gradients are enabled.
         callback: see `solve_ode`; its states are `(B, D + K)`: the flattened sample, then the integrals.
 
     Raises:
@@ -172,7 +179,9 @@ def log_likelihood(
     if not 0 <= t_min < sde.T:
         raise ValueError(f"t_min must lie in [0, T) = [0, {sde.T:g}); got {t_min}.")
     if x.ndim < 2:
-        raise ValueError(f"x needs a batch axis and at least one more: shape (B, *); got {tuple(x.shape)}. Write x[:, None].")
+        raise ValueError(
+            f"x needs a batch axis and at least one more: shape (B, *); got {tuple(x.shape)}. Write x[:, None]."
+        )
     if not x.is_floating_point():
         raise TypeError(f"x holds {x.dtype}. Dequantise and scale the data first; a density is one of real numbers.")
     require_finite(x.detach(), "The data")
@@ -234,13 +243,18 @@ def _as_probes(probes: Tensor, x: Tensor) -> Tensor:
     if probes.shape == x.shape:
         probes = probes[None]
     if probes.shape[1:] != x.shape or len(probes) < 1:
-        raise ValueError(f"probes must have shape (B, *) or (K, B, *) for x of shape {tuple(x.shape)}; got {tuple(probes.shape)}.")
+        raise ValueError(
+            f"probes must have shape (B, *) or (K, B, *) for x of shape {tuple(x.shape)}; got {tuple(probes.shape)}."
+        )
     return probes.to(device=x.device, dtype=x.dtype)
 
 
 def _check_score(score: Tensor, x: Tensor) -> None:
     if score.shape != x.shape:
-        raise ValueError(f"The score function returned shape {tuple(score.shape)} for x of shape {tuple(x.shape)}; they must be equal.")
+        raise ValueError(
+            f"The score function returned shape {tuple(score.shape)} for x of shape {tuple(x.shape)}; they must "
+            "be equal."
+        )
     if not score.requires_grad:
         raise ValueError(
             "The score function returned a tensor without a graph, so its divergence would silently be taken as zero. "
@@ -248,7 +262,7 @@ def _check_score(score: Tensor, x: Tensor) -> None:
         )
 
 
-# --- bits per dimension ------------------------------------------------------------------------------------------------------------
+# --- bits per dimension ---------------------------------------------------------------------------------------------
 
 
 def bits_per_dim(
@@ -261,32 +275,38 @@ def bits_per_dim(
 ) -> Tensor:
     """Bits per dimension of quantised data from the log density of their dequantised, scaled version.
 
-    A value of one of `levels` grey levels k, dequantised, is `u = (k + v)/levels` in [0, 1), v in [0, 1); the scaler maps u to model
-    space, `x = scaler(u)`. A cell has the volume `levels^−D`, hence
+    A value of one of `levels` grey levels k, dequantised, is `u = (k + v)/levels` in [0, 1), v in [0, 1); the scaler
+    maps u to model space, `x = scaler(u)`. A cell has the volume `levels^−D`, hence
 
         bits/dim = −(log p(x) + log |det dx/du| − D ln levels) / (D ln 2).
 
-    With uniform v its mean is an upper bound on the true code length (Theis, van den Oord & Bethge, ICLR 2016); variational
+    With uniform v its mean is an upper bound on the true code length (Theis, van den Oord & Bethge, ICLR 2016);
+    variational
     dequantisation needs the entropy of its noise added: pass `logp − log q(v | k)`.
 
     Args:
         logp: log density in model space, nats, `(B,)`.
         dim: dimensions of a sample, D.
         levels: grey levels: 256 for 8-bit images, 17 for scikit-learn's digits.
-        log_det: log-determinant of the scaler, from the unit cube to model space, per sample in nats: 0 for data kept in [0, 1], `D ln 2`
-            for [−1, 1].
+        log_det: log-determinant of the scaler, from the unit cube to model space, per sample in nats: 0 for data kept
+            in [0, 1], `D ln 2` for [−1, 1].
         dequantisation: `"uniform"` or `"variational"`: a declaration, so that nobody compares what is not comparable.
 
     Raises:
         ValueError: when one of them is not declared. Continuous data have no bits/dim: report nats.
     """
     if levels is None:
-        raise ValueError("bits/dim is defined for quantised data only: declare levels (256 for 8-bit images), or report nats.")
+        raise ValueError(
+            "bits/dim is defined for quantised data only: declare levels (256 for 8-bit images), or report nats."
+        )
     if log_det is None:
-        raise ValueError("bits/dim needs the scaler's log_det (0 for data kept in [0, 1], dim * math.log(2) for [-1, 1]).")
+        raise ValueError(
+            "bits/dim needs the scaler's log_det (0 for data kept in [0, 1], dim * math.log(2) for [-1, 1])."
+        )
     if dequantisation not in ("uniform", "variational"):
         raise ValueError(
-            f"Declare how the data were dequantised: dequantisation='uniform' or 'variational'; got {dequantisation!r}. "
+            "Declare how the data were dequantised: dequantisation='uniform' or 'variational'; got "
+            f"{dequantisation!r}. "
             "Without that noise a density on discrete data has no bound, and the number no meaning."
         )
     if levels < 2 or dim < 1:
@@ -295,7 +315,8 @@ def bits_per_dim(
 
 
 def published_offset(inverse_scaler) -> float:
-    """The constant added to `−log p/(D ln 2)` by the published code, `7 − inverse_scaler(−1)`: right for 8 bits and its two scalers only."""
+    """The constant added to `−log p/(D ln 2)` by the published code, `7 − inverse_scaler(−1)`: right for 8 bits and
+    its two scalers only."""
     return 7.0 - float(inverse_scaler(-1.0))
 
 
@@ -312,7 +333,8 @@ class Summary:
 
 
 def summarize(values: Tensor) -> Summary:
-    """Mean and standard error over samples, `std/√n`. Raises `FloatingPointError` if a value is not finite: a mean must not hide it."""
+    """Mean and standard error over samples, `std/√n`. Raises `FloatingPointError` if a value is not finite: a mean
+    must not hide it."""
     values = values.detach().reshape(-1).double()
     if len(values) == 0:
         raise ValueError("There are no values to summarise.")

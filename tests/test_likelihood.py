@@ -17,11 +17,14 @@ NAMES = ["ve", "vp", "subvp", "cosine", "edm"]
 
 
 def law_of(dim: int, kind: str) -> GaussianMixture:
-    """A Gaussian of full covariance, or two modes; both centred, so that the prior is the law at T up to 1e-4 nats per dimension."""
+    """A Gaussian of full covariance, or two modes; both centred, so that the prior is the law at T up to 1e-4 nats
+    per dimension."""
     generator = torch.Generator().manual_seed(dim)
     if kind == "gaussian":
         root = torch.randn(dim, dim, dtype=torch.float64, generator=generator) / dim**0.5
-        return GaussianMixture([1.0], torch.zeros(1, dim), covs=(root @ root.T + 0.1 * torch.eye(dim, dtype=torch.float64))[None])
+        return GaussianMixture(
+            [1.0], torch.zeros(1, dim), covs=(root @ root.T + 0.1 * torch.eye(dim, dtype=torch.float64))[None]
+        )
     means = torch.randn(1, dim, dtype=torch.float64, generator=generator)
     means = 0.6 * means / means.norm()
     return GaussianMixture([0.5, 0.5], torch.cat([means, -means]), stds=[0.4, 0.3])
@@ -52,17 +55,24 @@ def test_exact_trace_meets_the_truth(name, dim, kind, solver):
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("solver", ["dopri5", "scipy"])
 def test_hutchinson_is_unbiased(kind, solver):
-    """Against the exact trace: the mean over 48 samples within 3 standard errors, and each standard error in the right size."""
+    """Against the exact trace: the mean over 48 samples within 3 standard errors, and each standard error in the
+    right size."""
     dim, probes = 8, 16
     sde, law = VPSDE(), law_of(dim, "gaussian")
     x = law.sample(48, generator=torch.Generator().manual_seed(2))
     exact = log_likelihood(sde, law.score_fn(sde), x, solver=solver, trace="exact").logp
     result = log_likelihood(
-        sde, law.score_fn(sde), x, solver=solver, trace=f"hutchinson(probes={probes}, kind='{kind}')", noise=SampleNoise(3, range(48))
+        sde,
+        law.score_fn(sde),
+        x,
+        solver=solver,
+        trace=f"hutchinson(probes={probes}, kind='{kind}')",
+        noise=SampleNoise(3, range(48)),
     )
     gap = result.logp - exact
     assert abs(summarize(gap).mean) < 3 * summarize(gap).std_error + 1e-4
-    # mean of (gap / s.e.)² is about 1 + 2/(probes − 3); five standard errors of a mean of 48 such values allow a factor 2
+    # mean of (gap / s.e.)² is about 1 + 2/(probes − 3); five standard errors of a mean of 48 such values allow a
+    # factor 2
     assert 0.5 < float((gap / result.trace_std_error).square().mean()) < 2.2
 
 
@@ -70,7 +80,9 @@ def test_standard_error_falls_with_the_root_of_the_probes():
     sde, law = VPSDE(), law_of(8, "gaussian")
     x = law.sample(32, generator=torch.Generator().manual_seed(4))
     errors = [
-        log_likelihood(sde, law.score_fn(sde), x, trace=f"hutchinson(probes={k})", noise=SampleNoise(5, range(32))).trace_std_error.mean()
+        log_likelihood(
+            sde, law.score_fn(sde), x, trace=f"hutchinson(probes={k})", noise=SampleNoise(5, range(32))
+        ).trace_std_error.mean()
         for k in (8, 128)
     ]
     assert 3 < float(errors[0] / errors[1]) < 5  # √16 = 4
@@ -96,7 +108,9 @@ def test_published_numbers(golden_dir, kind, solver):
     sde = SDES.get(kind)(**meta["params"], **options)
     law = Gaussian(torch.from_numpy(data["mu"])[0], meta["data_var"])
     x, dim = torch.from_numpy(data["x"]), 48
-    result = log_likelihood(sde, law.score_fn(sde), x, solver=solver, probes=torch.from_numpy(data["epsilon"]), t_min=meta["eps"])
+    result = log_likelihood(
+        sde, law.score_fn(sde), x, solver=solver, probes=torch.from_numpy(data["epsilon"]), t_min=meta["eps"]
+    )
     log_det = dim * math.log(2) if meta["centered"] else 0.0
     bpd = bits_per_dim(result.logp, dim=dim, levels=256, log_det=log_det, dequantisation="uniform")
     as_published = solver == "scipy(per_sample=False)"
@@ -156,7 +170,9 @@ def test_gradients_reach_the_data():
     sde, law = VPSDE(t_min=1e-3), law_of(2, "mixture")
     x = law.sample(4, dtype=torch.float64).requires_grad_(True)
     for solver in ("dopri5", "rk4(steps=200)"):
-        (gradient,) = torch.autograd.grad(log_likelihood(sde, law.score_fn(sde), x, trace="exact", solver=solver).logp.sum(), x)
+        (gradient,) = torch.autograd.grad(
+            log_likelihood(sde, law.score_fn(sde), x, trace="exact", solver=solver).logp.sum(), x
+        )
         score = law.score_fn(sde)(x, torch.full((4,), 1e-3, dtype=torch.float64))
         assert torch.allclose(gradient, score.detach(), atol=3e-2, rtol=3e-3)
     assert not log_likelihood(sde, law.score_fn(sde), x, differentiable=False).logp.requires_grad
@@ -189,7 +205,7 @@ def test_a_failed_sample_is_nan_and_spoils_no_other():
         summarize(result.logp)
 
 
-# --- bits per dimension -----------------------------------------------------------------------------------------------------------------
+# --- bits per dimension ---------------------------------------------------------------------------------------------
 
 
 def test_bits_of_the_uniform_law_are_the_bits_of_the_levels():
@@ -204,7 +220,12 @@ def test_bits_of_the_uniform_law_are_the_bits_of_the_levels():
 
 @pytest.mark.parametrize(
     "missing, words",
-    [({"levels": None}, "levels"), ({"log_det": None}, "log_det"), ({"dequantisation": None}, "Declare"), ({"levels": 1}, "at least 2")],
+    [
+        ({"levels": None}, "levels"),
+        ({"log_det": None}, "log_det"),
+        ({"dequantisation": None}, "Declare"),
+        ({"levels": 1}, "at least 2"),
+    ],
 )
 def test_bits_need_their_declarations(missing, words):
     given = {"dim": 4, "levels": 256, "log_det": 0.0, "dequantisation": "uniform", **missing}
@@ -215,11 +236,15 @@ def test_bits_need_their_declarations(missing, words):
 def test_summary():
     values = torch.tensor([1.0, 2.0, 3.0, 4.0])
     summary = summarize(values)
-    assert summary.mean == 2.5 and summary.n == 4 and math.isclose(summary.std_error, values.std().item() / 2, rel_tol=1e-6)
+    assert (
+        summary.mean == 2.5
+        and summary.n == 4
+        and math.isclose(summary.std_error, values.std().item() / 2, rel_tol=1e-6)
+    )
     assert math.isnan(summarize(values[:1]).std_error)
 
 
-# --- errors ---------------------------------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 def test_errors_say_what_to_write():

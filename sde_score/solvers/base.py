@@ -1,6 +1,7 @@
 """The interface of ODE solvers, their result, and `solve_ode`.
 
-Throughout, `x` has shape `(B, *)` and `t` shape `(B,)`; each sample of the batch is an ODE of its own, `dx/dt = func(x, t)`.
+Throughout, `x` has shape `(B, *)` and `t` shape `(B,)`; each sample of the batch is an ODE of its own,
+`dx/dt = func(x, t)`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class ODEResult:
 
 @dataclass
 class ODEProgress:
-    """What a solver tells its callback after each step: their number, the time of each sample `(B,)`, the states, the calls so far."""
+    """What a solver tells its callback after each step: their number, the time of each sample `(B,)`, the states, the
+    calls so far."""
 
     step: int
     t: Tensor
@@ -89,7 +91,8 @@ class Solver(ABC):
     """An ODE solver: settings in the constructor, data in `solve_ode`.
 
     Args:
-        on_failure: `"raise"` an `ODEError`, or `"return"` the result with its `status`: failed samples keep their last good state.
+        on_failure: `"raise"` an `ODEError`, or `"return"` the result with its `status`: failed samples keep their
+            last good state.
     """
 
     batch_coupled: bool = False
@@ -119,16 +122,21 @@ class CountedFunc:
         if self.calls == 0:
             if not isinstance(value, Tensor) or value.shape != x.shape:
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"The right-hand side of the ODE returned {got} for x of shape {tuple(x.shape)}; they must be equal.")
+                raise ValueError(
+                    f"The right-hand side of the ODE returned {got} for x of shape {tuple(x.shape)}; they must be "
+                    "equal."
+                )
             if value.dtype != x.dtype:
-                raise TypeError(f"The right-hand side of the ODE returned {value.dtype} for x of {x.dtype}; convert its answer.")
+                raise TypeError(
+                    f"The right-hand side of the ODE returned {value.dtype} for x of {x.dtype}; convert its answer."
+                )
         self.calls += 1
         return value
 
 
 _REASONS = {
     Status.NOT_FINITE: "the right-hand side gave a NaN or an infinity just beyond",
-    Status.STEP_TOO_SMALL: "the step fell below what the number format resolves (the ODE is too stiff, or not smooth) at",
+    Status.STEP_TOO_SMALL: "the step fell below what the number format resolves (too stiff, or not smooth) at",
     Status.TOO_MANY_STEPS: "the limit of steps was reached at",
 }
 
@@ -139,8 +147,10 @@ def _failure(solver: Solver, result: ODEResult) -> ODEError:
     status = Status(int(result.status[first]))
     size = float(norm_except_batch(result.x[first : first + 1].detach()))
     message = (
-        f"{type(solver).__name__}: {len(failed)} of {len(result.x)} samples did not reach the end. In sample {first}, {_REASONS[status]} "
-        f"t = {float(result.t[first]):.6g}, where |x| = {size:.4g}, after {int(result.steps[first])} steps. {solver.advice}"
+        f"{type(solver).__name__}: {len(failed)} of {len(result.x)} samples did not reach the end. In sample "
+        f"{first}, {_REASONS[status]} "
+        f"t = {float(result.t[first]):.6g}, where |x| = {size:.4g}, after {int(result.steps[first])} steps. "
+        f"{solver.advice}"
     )
     return (ODENotFinite if status is Status.NOT_FINITE else ODEError)(message, result)
 
@@ -177,7 +187,7 @@ def solve_ode(
     """
     solver = SOLVERS.build(solver)
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver or a spec such as \"dopri5(rtol=1e-5)\"; got {type(solver).__name__}.")
+        raise TypeError(f'solver must be a Solver or a spec such as "dopri5(rtol=1e-5)"; got {type(solver).__name__}.')
     if x.ndim < 1:
         raise ValueError("x needs a batch axis: shape (B, *).")
     if x.dtype not in (torch.float32, torch.float64):

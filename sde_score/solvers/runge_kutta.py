@@ -1,7 +1,8 @@
 """Explicit Runge-Kutta methods on the device of the data. A method is its tableau.
 
-Fixed steps are the same for all samples. Adaptive steps are controlled for each sample on its own: every sample has its time,
-its step and its error, and one that has arrived is frozen while the rest go on, so that no result depends on the company in the batch.
+Fixed steps are the same for all samples. Adaptive steps are controlled for each sample on its own: every sample has
+its time, its step and its error, and one that has arrived is frozen while the rest go on, so that no result depends
+on the company in the batch.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ DOPRI5 = Tableau(
 
 
 def _combine(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
-    """Σ weight · stage, as a chain of scalar multiplications: the same bits for every batch size, unlike a matrix product."""
+    """Σ weight · stage, as a chain of scalar multiplications: the same bits for every batch size, unlike a matrix
+    product."""
     total = None
     for weight, stage in zip(weights, stages):
         if weight != 0:
@@ -93,7 +95,8 @@ def _time_dtype(device: torch.device) -> torch.dtype:
 
 
 class FixedStep(Solver):
-    """`steps` equal steps of an explicit Runge-Kutta method. Not a single synchronisation with the device until the end.
+    """`steps` equal steps of an explicit Runge-Kutta method. Not a single synchronisation with the device until the
+    end.
 
     Args:
         steps: number of steps.
@@ -101,7 +104,7 @@ class FixedStep(Solver):
     """
 
     tableau: Tableau
-    advice = "Try more steps, a larger t_min, or the adaptive 'dopri5', and look whether the right-hand side is finite there."
+    advice = "Try more steps, a larger t_min, or 'dopri5', and look whether the right-hand side is finite there."
 
     def __init__(self, steps: int = 100, *, on_failure: str = "raise") -> None:
         super().__init__(on_failure=on_failure)
@@ -164,23 +167,26 @@ class RungeKutta4(FixedStep):
 
 
 class AdaptiveStep(Solver):
-    """An embedded Runge-Kutta pair with a proportional-integral step controller (Hairer, Nørsett & Wanner I, II.4, IV.2).
+    """An embedded Runge-Kutta pair with a proportional-integral step controller (Hairer, Nørsett & Wanner I, II.4,
+    IV.2).
 
-    A step is accepted when the root mean square over the sample of `error/(atol + rtol max(|x|, |x_next|))` is at most 1.
-    One synchronisation with the device a step. A step that meets a NaN is tried again five times smaller, until it can get no smaller.
+    A step is accepted when the root mean square over the sample of `error/(atol + rtol max(|x|, |x_next|))` is at
+    most 1. One synchronisation with the device a step. A step that meets a NaN is tried again five times smaller,
+    until it can get no smaller.
 
     Args:
         rtol, atol: relative and absolute tolerance of one step.
         max_steps: limit of steps, accepted or not, of any sample.
-        control: `"sample"`: each sample has its own step; `"batch"`: one step and one error norm for the whole batch, as in the
-            published samplers, where each result depends a little on its companions.
+        control: `"sample"`: each sample has its own step; `"batch"`: one step and one error norm for the whole batch,
+            as in the published samplers, where each result depends a little on its companions.
         first_step: size of the first step to try; found from the derivatives when None.
         on_failure: see `Solver`.
     """
 
     tableau: Tableau
     advice = (
-        "Try a looser tolerance (rtol=1e-3, atol=1e-3), a larger t_min, float64, or a fixed-step solver such as 'heun(steps=200)'; "
+        "Try a looser tolerance (rtol=1e-3, atol=1e-3), a larger t_min, float64, or a fixed-step solver such as "
+        "'heun(steps=200)'; "
         "and look whether the right-hand side is finite and smooth there."
     )
     SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
@@ -204,8 +210,16 @@ class AdaptiveStep(Solver):
         if max_steps < 1:
             raise ValueError(f"{name}(max_steps=...) must be at least 1; got {max_steps}.")
         if first_step is not None and not first_step > 0:
-            raise ValueError(f"{name}(first_step=...) must be positive, whatever the direction of time; got {first_step}.")
-        self.rtol, self.atol, self.max_steps, self.control, self.first_step = float(rtol), float(atol), int(max_steps), control, first_step
+            raise ValueError(
+                f"{name}(first_step=...) must be positive, whatever the direction of time; got {first_step}."
+            )
+        self.rtol, self.atol, self.max_steps, self.control, self.first_step = (
+            float(rtol),
+            float(atol),
+            int(max_steps),
+            control,
+            first_step,
+        )
         self.batch_coupled = control == "batch"
 
     def _norm(self, x: Tensor) -> Tensor:
@@ -217,7 +231,8 @@ class AdaptiveStep(Solver):
 
     @torch.no_grad()
     def _first_step(self, func: CountedFunc, x: Tensor, f: Tensor, t: Tensor, t1: float) -> Tensor:
-        """A first step from the sizes of `x`, `x'` and `x''` (Hairer, Nørsett & Wanner I, II.4), kept within the interval."""
+        """A first step from the sizes of `x`, `x'` and `x''` (Hairer, Nørsett & Wanner I, II.4), kept within the
+        interval."""
         span = (t1 - t).abs()
         if self.first_step is not None:
             return torch.clamp(torch.full_like(t, self.first_step), max=span)
@@ -240,7 +255,8 @@ class AdaptiveStep(Solver):
         eps = torch.finfo(x.dtype).eps
         if self.rtol < 4 * eps and self.atol < 4 * eps * float(x.detach().abs().max()):
             raise ValueError(
-                f"{type(self).__name__}: rtol={self.rtol:g}, atol={self.atol:g} ask for more than {x.dtype} resolves ({eps:.1e}). "
+                f"{type(self).__name__}: rtol={self.rtol:g}, atol={self.atol:g} ask for more than {x.dtype} "
+                f"resolves ({eps:.1e}). "
                 "Use float64, or larger tolerances."
             )
         tableau = self.tableau

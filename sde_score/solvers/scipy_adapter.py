@@ -17,14 +17,15 @@ METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 class SciPySolver(Solver):
     """SciPy's `solve_ivp` methods on the host, in float64.
 
-    The right-hand side gets the state in its own precision, on its own device, always with the whole batch. Gradients do not pass. The implicit
-    methods (`Radau`, `BDF`) form a dense Jacobian by finite differences: for small problems only.
+    The right-hand side gets the state in its own precision, on its own device, always with the whole batch. Gradients
+    do not pass. The implicit methods (`Radau`, `BDF`) form a dense Jacobian by finite differences: for small problems
+    only.
 
     Args:
         method: RK45 (Dormand-Prince, published), RK23, DOP853, Radau, BDF or LSODA.
         rtol, atol: relative and absolute tolerance.
-        per_sample: each sample is a system with its own steps, and its result does not depend on its companions. False: one system and one
-            error norm for the whole batch, as published.
+        per_sample: each sample is a system with its own steps, and its result does not depend on its companions.
+            False: one system and one error norm for the whole batch, as published.
         max_steps: limit of accepted steps.
         on_failure: see `Solver`.
     """
@@ -52,7 +53,9 @@ class SciPySolver(Solver):
         except ImportError as error:
             raise ImportError("The solver 'scipy' needs SciPy: pip install scipy. 'dopri5' does without.") from error
         if torch.is_grad_enabled() and x.requires_grad:
-            raise ValueError("Gradients do not pass through the solver 'scipy'. Use 'dopri5', or call it under torch.no_grad().")
+            raise ValueError(
+                "Gradients do not pass through the solver 'scipy'. Use 'dopri5', or call it under torch.no_grad()."
+            )
         rows = x.detach().reshape(len(x), -1).to("cpu", torch.float64).numpy()
         systems = [row[None] for row in rows] if self.per_sample else [rows]
         paths = [_Path(self, system, t0, t1) for system in systems]
@@ -76,7 +79,15 @@ class SciPySolver(Solver):
             return torch.tensor([getattr(p, name) for p in paths for _ in p.y], device=x.device)
 
         time = each("t").to(x.dtype)
-        return ODEResult(self._states(paths, x), time, each("status"), each("nfe"), each("steps"), torch.zeros_like(each("steps")), func.calls)
+        return ODEResult(
+            self._states(paths, x),
+            time,
+            each("status"),
+            each("nfe"),
+            each("steps"),
+            torch.zeros_like(each("steps")),
+            func.calls,
+        )
 
     @staticmethod
     def _states(paths: list[_Path], x: Tensor) -> Tensor:
@@ -92,7 +103,8 @@ class _NotFinite(Exception):
 
 
 class _Path:
-    """One system that SciPy solves, in a thread of its own: SciPy calls its right-hand side, the network wants batches."""
+    """One system that SciPy solves, in a thread of its own: SciPy calls its right-hand side, the network wants
+    batches."""
 
     def __init__(self, solver: SciPySolver, y: np.ndarray, t0: float, t1: float) -> None:
         self.solver, self.y, self.t, self.t1 = solver, y, t0, t1
@@ -114,7 +126,9 @@ class _Path:
 
         settings = {"rtol": self.solver.rtol, "atol": self.solver.atol}
         try:
-            scheme = getattr(integrate, self.solver.method)(self.right_hand_side, self.t, self.y.reshape(-1), self.t1, **settings)
+            scheme = getattr(integrate, self.solver.method)(
+                self.right_hand_side, self.t, self.y.reshape(-1), self.t1, **settings
+            )
             while scheme.status == "running":
                 if self.steps == self.solver.max_steps:
                     self.status = int(Status.TOO_MANY_STEPS)
@@ -129,7 +143,8 @@ class _Path:
 
 
 class _Meeting:
-    """Where the paths' requests become one batch. A path that is done keeps its place: its last state is evaluated along, unused."""
+    """Where the paths' requests become one batch. A path that is done keeps its place: its last state is evaluated
+    along, unused."""
 
     def __init__(self, paths: list[_Path]) -> None:
         self.paths, self.over = paths, False

@@ -1,13 +1,16 @@
-"""Conformance checks, in the manner of scikit-learn's estimator checks: the same plain functions for this library and for its users.
+"""Conformance checks, in the manner of scikit-learn's estimator checks: the same plain functions for this library and
+for its users.
 
     from sde_score.testing import check_sde
     check_sde(MySDE())
 
-runs every `check_...` function that applies and raises `CheckFailed`, an `AssertionError` that says what is wrong and which mistake would
-look like that. All of it runs in float64 on the CPU, with fixed seeds.
+runs every `check_...` function that applies and raises `CheckFailed`, an `AssertionError` that says what is wrong and
+which mistake would look like that. All of it runs in float64 on the CPU, with fixed seeds.
 
-A statistical check compares a mean or a variance with its exact value at SIGMAS = 5 standard errors, on top of a small allowance for
-the discretisation: a correct object fails one such comparison with probability 6e-7 per fresh seed; with the fixed seed it fails never or always.
+A statistical check compares a mean or a variance with its exact value at SIGMAS = 5 standard errors, on top of a
+small allowance for
+the discretisation: a correct object fails one such comparison with probability 6e-7 per fresh seed; with the fixed
+    seed it fails never or always.
 """
 
 from __future__ import annotations
@@ -55,7 +58,8 @@ def _name(obj: object) -> str:
 
 
 def _run(checks: Iterator[Check], subject: str, skip: dict[str, str] | None) -> list[CheckResult]:
-    """Run all checks, then raise one error with all failures. `skip` maps names of checks to the reason for leaving them out."""
+    """Run all checks, then raise one error with all failures. `skip` maps names of checks to the reason for leaving
+    them out."""
     skip = dict(skip or {})
     results = []
     for check in checks:
@@ -75,7 +79,9 @@ def _run(checks: Iterator[Check], subject: str, skip: dict[str, str] | None) -> 
             break  # what follows would only repeat it, slowly
     else:
         if skip:
-            raise ValueError(f"skip names unknown checks: {', '.join(skip)}. Known: {', '.join(r.name for r in results)}.")
+            raise ValueError(
+                f"skip names unknown checks: {', '.join(skip)}. Known: {', '.join(r.name for r in results)}."
+            )
     failed = [r for r in results if r.outcome == "failed"]
     if failed:
         lines = "\n".join(f"  {r.name}: {r.message}" for r in failed)
@@ -83,11 +89,12 @@ def _run(checks: Iterator[Check], subject: str, skip: dict[str, str] | None) -> 
     return results
 
 
-# --- SDEs ------------------------------------------------------------------------------------------------------------------------
+# --- SDEs -----------------------------------------------------------------------------------------------------------
 
 
 def check_sde(sde: SDE, *, skip: dict[str, str] | None = None) -> list[CheckResult]:
-    """Prove an SDE right as far as checks can: times, shapes, marginals, transitions, prior, log-SNR, precision, simulation, reversal.
+    """Prove an SDE right as far as checks can: times, shapes, marginals, transitions, prior, log-SNR, precision,
+    simulation, reversal.
 
     Args:
         sde: the instance to check. A `LinearSDE` gets all checks; for another, those that do not need its marginals.
@@ -104,16 +111,17 @@ def sde_checks(sde: SDE) -> Iterator[Check]:
     checks: list[Check] = [check_times, check_shapes, check_meta_device, check_prior_density]
     if isinstance(sde, LinearSDE):
         checks += [
-            check_coefficients, check_marginal_start, check_marginal_ode, check_marginals_by_quadrature, check_transition_composes,
-            check_transition_and_marginal, check_prior, check_log_snr, check_float32, check_forward_simulation, check_chain,
-            check_reverse_ode, check_reverse_sde,
+            check_coefficients, check_marginal_start, check_marginal_ode, check_marginals_by_quadrature,
+            check_transition_composes, check_transition_and_marginal, check_prior, check_log_snr, check_float32,
+            check_forward_simulation, check_chain, check_reverse_ode, check_reverse_sde,
         ]  # fmt: skip
     for check in checks:
         yield partial(check, sde)
 
 
 def _times(sde: SDE, n: int = 25, start: float | None = None) -> Tensor:
-    """Times from `t_min` to T, half of them spaced evenly and half in ratio, so that both ends are looked at. float64."""
+    """Times from `t_min` to T, half of them spaced evenly and half in ratio, so that both ends are looked at.
+    float64."""
     low = max(sde.t_min if start is None else start, 1e-6 * sde.T)
     even = torch.linspace(low, sde.T, n - n // 2, dtype=torch.float64)
     ratio = torch.logspace(math.log10(low), math.log10(sde.T), n // 2 + 2, dtype=torch.float64)[1:-1]
@@ -154,18 +162,23 @@ def _worst(error: Tensor, t: Tensor) -> tuple[float, float]:
 def check_times(sde: SDE) -> None:
     """`0 <= t_min < T`, both finite."""
     T, t_min = float(sde.T), float(sde.t_min)
-    _require(math.isfinite(T) and math.isfinite(t_min) and 0 <= t_min < T, f"needs 0 <= t_min < T; has t_min={t_min}, T={T}.")
+    _require(
+        math.isfinite(T) and math.isfinite(t_min) and 0 <= t_min < T, f"needs 0 <= t_min < T; has t_min={t_min}, T={T}."
+    )
 
 
 def check_shapes(sde: SDE) -> None:
-    """Drift, diffusion, prior and marginals have the shapes they must have for samples of one to four axes, and stay finite."""
+    """Drift, diffusion, prior and marginals have the shapes they must have for samples of one to four axes, and stay
+    finite."""
     for shape in _shapes(sde):
         for batch in (1, 3):
             x = torch.randn(batch, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
             t = torch.linspace(0.5, 0.9, batch, dtype=torch.float64) * sde.T
             where = f"for x of shape {tuple(x.shape)}"
             drift = sde.drift(x, t)
-            _require(drift.shape == x.shape, f"drift(x, t) has shape {tuple(drift.shape)} {where}; it must be that of x.")
+            _require(
+                drift.shape == x.shape, f"drift(x, t) has shape {tuple(drift.shape)} {where}; it must be that of x."
+            )
             try:
                 moved = sde.apply_diffusion(x, t, torch.ones_like(x))
             except RuntimeError:
@@ -174,12 +187,16 @@ def check_shapes(sde: SDE) -> None:
                 moved is not None and moved.shape == x.shape,
                 f"diffusion(x, t) does not broadcast against x {where}. Return expand_like(g, x), not g of shape (B,).",
             )
-            _require(torch.isfinite(drift).all() and torch.isfinite(moved).all(), f"drift or diffusion is not finite {where}.")
+            _require(
+                torch.isfinite(drift).all() and torch.isfinite(moved).all(),
+                f"drift or diffusion is not finite {where}.",
+            )
             prior = sde.prior_sampling(tuple(x.shape), dtype=torch.float64)
             _require(prior.shape == x.shape, f"prior_sampling({tuple(x.shape)}) returns shape {tuple(prior.shape)}.")
             logp = sde.prior_logp(x)
             _require(
-                logp.shape == (batch,), f"prior_logp(x) has shape {tuple(logp.shape)} {where}; it must be (B,): sum over all other axes."
+                logp.shape == (batch,),
+                f"prior_logp(x) has shape {tuple(logp.shape)} {where}; it must be (B,): sum over all other axes.",
             )
             if isinstance(sde, LinearSDE):
                 mean, std = sde.marginal_prob(x, t)
@@ -191,10 +208,15 @@ def check_shapes(sde: SDE) -> None:
 
 
 def check_meta_device(sde: SDE) -> None:
-    """On the `meta` device everything stays there: no constant is pinned to the CPU, as would crash on an accelerator."""
+    """On the `meta` device everything stays there: no constant is pinned to the CPU, as would crash on an
+    accelerator."""
     shape = (3, *_shapes(sde)[0])
     x, t = torch.empty(shape, device="meta"), torch.empty(3, device="meta")
-    functions = {"drift": lambda: sde.drift(x, t), "diffusion": lambda: sde.apply_diffusion(x, t, x), "prior_logp": lambda: sde.prior_logp(x)}
+    functions = {
+        "drift": lambda: sde.drift(x, t),
+        "diffusion": lambda: sde.apply_diffusion(x, t, x),
+        "prior_logp": lambda: sde.prior_logp(x),
+    }
     if isinstance(sde, LinearSDE):
         functions["marginal_prob"] = lambda: sde.marginal_prob(x, t)[1]
         functions["transition"] = lambda: sde.transition(t, t)[1]
@@ -203,15 +225,19 @@ def check_meta_device(sde: SDE) -> None:
             device = function().device.type
         except (RuntimeError, NotImplementedError) as error:
             raise CheckFailed(
-                f"{name} fails on another device than the CPU ({str(error).splitlines()[0]}). Make constants from t or x: "
+                f"{name} fails on another device than the CPU ({str(error).splitlines()[0]}). Make constants from "
+                "t or x: "
                 "torch.as_tensor(c, device=t.device, dtype=t.dtype); and use no .item(), float(t) or numpy."
             ) from None
-        _require(device == "meta", f"{name} returned a tensor on {device} for data on another device: it builds its result from a constant.")
+        _require(
+            device == "meta",
+            f"{name} returned a tensor on {device} for data on another device: it builds its result from a constant.",
+        )
 
 
 def check_prior_density(sde: SDE) -> None:
-    """`prior_logp` is the density of what `prior_sampling` draws: E[x · ∇log p(x)] = −1 in each dimension (Stein's identity, true of every
-    smooth density); for a linear SDE it is that of N(0, prior_std²), normalisation included."""
+    """`prior_logp` is the density of what `prior_sampling` draws: E[x · ∇log p(x)] = −1 in each dimension (Stein's
+    identity, true of every smooth density); for a linear SDE it is that of N(0, prior_std²), normalisation included."""
     shape = _shapes(sde)[0]
     n = 4000
     noise = _Noise(1)
@@ -222,7 +248,8 @@ def check_prior_density(sde: SDE) -> None:
     error = (stein.mean(0) + 1).abs() / (stein.std(0) / n**0.5 + 1e-12)
     _require(
         error.max() < SIGMAS,
-        f"prior_sampling and prior_logp disagree: E[x · ∇log p(x)] = {float(stein.mean()):.4g} instead of −1. Its draws have standard deviation "
+        f"prior_sampling and prior_logp disagree: E[x · ∇log p(x)] = {float(stein.mean()):.4g} instead of −1. Its "
+        "draws have standard deviation "
         f"{float(x.std()):.4g}; a ratio of {-float(stein.mean()):.3g} between the variances.",
     )
     if isinstance(sde, LinearSDE):
@@ -232,8 +259,10 @@ def check_prior_density(sde: SDE) -> None:
         gap = sde.prior_logp(x) - exact
         _require(
             gap.abs().max() < 1e-6 * max(1.0, float(exact.abs().max())),
-            f"prior_logp is off by {float(gap.mean()):.5g} nats on samples of {x[0].numel()} dimensions ({float(gap.mean()) / x[0].numel():.4g} per "
-            "dimension) from N(0, prior_std²): look for a missing log std, a missing 2π, or a constant that forgets the number of dimensions.",
+            f"prior_logp is off by {float(gap.mean()):.5g} nats on samples of {x[0].numel()} dimensions "
+            f"({float(gap.mean()) / x[0].numel():.4g} per "
+            "dimension) from N(0, prior_std²): look for a missing log std, a missing 2π, or a constant that "
+            "forgets the number of dimensions.",
         )
 
 
@@ -241,28 +270,44 @@ def check_coefficients(sde: LinearSDE) -> None:
     """f and g are finite and elementwise in t; g is not negative."""
     t = _times(sde)
     _, _, f, g = _coeffs(sde, t)
-    _require(torch.isfinite(f).all() and torch.isfinite(g).all(), "drift_coeff or diffusion_coeff is not finite between t_min and T.")
+    _require(
+        torch.isfinite(f).all() and torch.isfinite(g).all(),
+        "drift_coeff or diffusion_coeff is not finite between t_min and T.",
+    )
     gap, at = _worst(-g, t)
-    _require(gap <= 0, f"diffusion_coeff is negative at t={at:.4g}: wrong sign. g(t) stands for √(g²) and is at least 0.")
+    _require(
+        gap <= 0, f"diffusion_coeff is negative at t={at:.4g}: wrong sign. g(t) stands for √(g²) and is at least 0."
+    )
     for name in ("drift_coeff", "diffusion_coeff"):
         whole = sde._coeff(name, t)
         alone = torch.cat([sde._coeff(name, t[i : i + 1]) for i in range(len(t))])
-        _require(torch.allclose(whole, alone, rtol=1e-9, atol=1e-12), f"{name}(t) of one time depends on the other times in the batch.")
+        _require(
+            torch.allclose(whole, alone, rtol=1e-9, atol=1e-12),
+            f"{name}(t) of one time depends on the other times in the batch.",
+        )
 
 
 def check_marginal_start(sde: LinearSDE) -> None:
     """At t = 0 the mean coefficient is 1 and the standard deviation is `std_0` (0 unless the class says otherwise)."""
-    m, std, _, _ = _coeffs(sde, torch.zeros(2, dtype=torch.float64)) if _finite_at_zero(sde) else (*_at_start(sde), None, None)
-    _require((m - 1).abs().max() < 1e-6, f"the mean coefficient at t=0 is {float(m[0, 0]):.6g}; it must be 1: the data are there at t=0.")
+    m, std, _, _ = (
+        _coeffs(sde, torch.zeros(2, dtype=torch.float64)) if _finite_at_zero(sde) else (*_at_start(sde), None, None)
+    )
+    _require(
+        (m - 1).abs().max() < 1e-6,
+        f"the mean coefficient at t=0 is {float(m[0, 0]):.6g}; it must be 1: the data are there at t=0.",
+    )
     _require(
         (std - sde.std_0).abs().max() < 1e-6 * max(1.0, sde.std_0),
-        f"std at t=0 is {float(std[0, 0]):.4g}, but std_0 = {sde.std_0:g}. If there is noise at t=0 by design, set std_0 on the class.",
+        f"std at t=0 is {float(std[0, 0]):.4g}, but std_0 = {sde.std_0:g}. If there is noise at t=0 by design, "
+        "set std_0 on the class.",
     )
 
 
 def _finite_at_zero(sde: LinearSDE) -> bool:
     zero = torch.zeros(2, dtype=torch.float64)
-    return all(bool(torch.isfinite(c).all()) for c in (sde._coeff("drift_coeff", zero), sde._coeff("diffusion_coeff", zero)))
+    return all(
+        bool(torch.isfinite(c).all()) for c in (sde._coeff("drift_coeff", zero), sde._coeff("diffusion_coeff", zero))
+    )
 
 
 def _at_start(sde: LinearSDE) -> tuple[Tensor, Tensor]:
@@ -270,7 +315,8 @@ def _at_start(sde: LinearSDE) -> tuple[Tensor, Tensor]:
 
 
 def _slopes(sde: LinearSDE, t: Tensor) -> tuple[Tensor, Tensor, float]:
-    """d m/dt and d std²/dt, `(B, P)`, and the accuracy to expect: by automatic differentiation, or by differences where that fails."""
+    """d m/dt and d std²/dt, `(B, P)`, and the accuracy to expect: by automatic differentiation, or by differences
+    where that fails."""
 
     def curves(t: Tensor) -> tuple[Tensor, Tensor]:
         m, std, _, _ = _coeffs(sde, t)
@@ -297,23 +343,30 @@ def check_marginal_ode(sde: LinearSDE) -> None:
     rate = f.abs() + g**2 / var + 1e-3 / sde.T
     gap, at = _worst((dm - f * m).abs() / (rate * m.abs()), t)
     if not gap < tolerance:
-        guess = _nearest({
-            "wrong sign of the drift (dm/dt = −f m holds)": (dm, -f * m),
-            "a factor 2 (dm/dt = ½ f m holds): the mean decays with ∫f, not with half of it": (dm, 0.5 * f * m),
-            "a factor ½ (dm/dt = 2 f m holds), as when f lacks the ½ of −½ β": (dm, 2 * f * m),
-        })
+        guess = _nearest(
+            {
+                "wrong sign of the drift (dm/dt = −f m holds)": (dm, -f * m),
+                "a factor 2 (dm/dt = ½ f m holds): the mean decays with ∫f, not with half of it": (dm, 0.5 * f * m),
+                "a factor ½ (dm/dt = 2 f m holds), as when f lacks the ½ of −½ β": (dm, 2 * f * m),
+            }
+        )
         raise CheckFailed(f"dm/dt is not f m: relative error {gap:.2g} at t={at:.4g}.{guess}")
     gap, at = _worst((dv - (2 * f * var + g**2)).abs() / ((2 * f * var).abs() + g**2 + 1e-3 * var / sde.T), t)
     if not gap < tolerance:
-        guess = _nearest({
-            "a factor 2 in g² (2 g² is what the std implies)": (dv, 2 * f * var + 2 * g**2),
-            "a factor ½ in g² (½ g² is what the std implies)": (dv, 2 * f * var + 0.5 * g**2),
-            "g where g² is meant (the diffusion coefficient is the root)": (dv, 2 * f * var + g),
-            "a variance where a standard deviation is meant, in the marginal": (_derivative_of_root(dv, var), 2 * f * std + g**2),
-            "a missing factor 2 in 2 f std²": (dv, f * var + g**2),
-            "wrong sign of the drift": (dv, -2 * f * var + g**2),
-            "wrong sign of g²": (dv, 2 * f * var - g**2),
-        })
+        guess = _nearest(
+            {
+                "a factor 2 in g² (2 g² is what the std implies)": (dv, 2 * f * var + 2 * g**2),
+                "a factor ½ in g² (½ g² is what the std implies)": (dv, 2 * f * var + 0.5 * g**2),
+                "g where g² is meant (the diffusion coefficient is the root)": (dv, 2 * f * var + g),
+                "a variance where a standard deviation is meant, in the marginal": (
+                    _derivative_of_root(dv, var),
+                    2 * f * std + g**2,
+                ),
+                "a missing factor 2 in 2 f std²": (dv, f * var + g**2),
+                "wrong sign of the drift": (dv, -2 * f * var + g**2),
+                "wrong sign of g²": (dv, 2 * f * var - g**2),
+            }
+        )
         raise CheckFailed(f"d std²/dt is not 2 f std² + g²: relative error {gap:.2g} at t={at:.4g}.{guess}")
 
 
@@ -334,7 +387,9 @@ def _panels(a: Tensor, b: Tensor, panels: int = 40, nodes: int = 12) -> tuple[Te
     import numpy as np
 
     half = 0.5 ** torch.arange(panels // 2, 0, -1, dtype=torch.float64)  # ..., 1/4, 1/2
-    edges = torch.cat([torch.zeros(1, dtype=torch.float64), half, 1 - half.flip(0)[1:], torch.ones(1, dtype=torch.float64)])
+    edges = torch.cat(
+        [torch.zeros(1, dtype=torch.float64), half, 1 - half.flip(0)[1:], torch.ones(1, dtype=torch.float64)]
+    )
     points, weights = (torch.from_numpy(p) for p in np.polynomial.legendre.leggauss(nodes))
     width = edges[1:] - edges[:-1]
     unit = (edges[:-1, None] + width[:, None] * (points + 1) / 2).reshape(-1)
@@ -367,15 +422,21 @@ def check_marginals_by_quadrature(sde: LinearSDE) -> None:
         ratio = float((got / want).median())
         _require(
             gap < 1e-4,
-            f"the {name} of marginal_coeffs differs from the integral of f and g by {gap:.2g} (relative) at t={at:.4g}; typical ratio {ratio:.4g}. "
-            "Close to √2, 2 or ½: a missing factor. If f or g jumps, the derived marginals lose accuracy: override marginal_coeffs and transition.",
+            f"the {name} of marginal_coeffs differs from the integral of f and g by {gap:.2g} (relative) at "
+            f"t={at:.4g}; typical ratio {ratio:.4g}. "
+            "Close to √2, 2 or ½: a missing factor. If f or g jumps, the derived marginals lose accuracy: "
+            "override marginal_coeffs and transition.",
         )
     s = 0.5 * t
     a, gathered = _integrated(sde, s, t)
     got_a, got_std = (c.reshape(len(t), -1) for c in sde.transition(s, t))
     for name, got, want in (("coefficient", got_a, a), ("std", got_std, gathered.sqrt())):
         gap, at = _worst((got / want - 1).abs().expand(len(t), -1), t)
-        _require(gap < 1e-4, f"the {name} of transition(t/2, t) differs from the integral of f and g by {gap:.2g} (relative) at t={at:.4g}.")
+        _require(
+            gap < 1e-4,
+            f"the {name} of transition(t/2, t) differs from the integral of f and g by {gap:.2g} (relative) at "
+            f"t={at:.4g}.",
+        )
 
 
 def check_transition_composes(sde: LinearSDE) -> None:
@@ -386,11 +447,22 @@ def check_transition_composes(sde: LinearSDE) -> None:
         tuple(c.reshape(len(u), -1) for c in sde.transition(*pair)) for pair in ((s, t), (t, u), (s, u))
     )
     gap, at = _worst((a1 * a2 / a - 1).abs(), u)
-    _require(gap < 1e-6, f"transition coefficients do not multiply: a(s,t) a(t,u) differs from a(s,u) by {gap:.2g} (relative) for u={at:.4g}.")
+    _require(
+        gap < 1e-6,
+        f"transition coefficients do not multiply: a(s,t) a(t,u) differs from a(s,u) by {gap:.2g} (relative) for "
+        f"u={at:.4g}.",
+    )
     gap, at = _worst(((a2 * std1) ** 2 + std2**2).sqrt() / std - 1, u)
-    _require(abs(gap) < 1e-6, f"transition variances do not add up: a(t,u)² var(s,t) + var(t,u) is not var(s,u), {gap:.2g} (relative) for u={at:.4g}.")
+    _require(
+        abs(gap) < 1e-6,
+        f"transition variances do not add up: a(t,u)² var(s,t) + var(t,u) is not var(s,u), {gap:.2g} (relative) "
+        f"for u={at:.4g}.",
+    )
     a, std = sde.transition(t, t)
-    _require((a - 1).abs().max() < 1e-9 and std.abs().max() < 1e-6, "transition(t, t) must be (1, 0): in no time nothing happens.")
+    _require(
+        (a - 1).abs().max() < 1e-9 and std.abs().max() < 1e-6,
+        "transition(t, t) must be (1, 0): in no time nothing happens.",
+    )
 
 
 def check_transition_and_marginal(sde: LinearSDE) -> None:
@@ -401,9 +473,17 @@ def check_transition_and_marginal(sde: LinearSDE) -> None:
     m_t, std_t, _, _ = _coeffs(sde, t)
     a, std = (c.reshape(len(t), -1) for c in sde.transition(s, t))
     gap, at = _worst((a * m_s / m_t - 1).abs(), t)
-    _require(gap < 1e-6, f"transition and marginal_coeffs disagree on the mean: a m(s) differs from m(t) by {gap:.2g} (relative), t={at:.4g}.")
+    _require(
+        gap < 1e-6,
+        f"transition and marginal_coeffs disagree on the mean: a m(s) differs from m(t) by {gap:.2g} (relative), "
+        f"t={at:.4g}.",
+    )
     gap, at = _worst((((a * std_s) ** 2 + std**2).sqrt() / std_t - 1).abs(), t)
-    _require(gap < 1e-6, f"transition and marginal_coeffs disagree on the noise: a² std_s² + var differs from std_t² by {gap:.2g} (relative std), t={at:.4g}.")
+    _require(
+        gap < 1e-6,
+        f"transition and marginal_coeffs disagree on the noise: a² std_s² + var differs from std_t² by {gap:.2g} "
+        f"(relative std), t={at:.4g}.",
+    )
 
 
 def check_prior(sde: LinearSDE, tolerance: float = 0.02) -> None:
@@ -414,12 +494,14 @@ def check_prior(sde: LinearSDE, tolerance: float = 0.02) -> None:
     worst = float(ratio.reshape(-1)[(ratio - 1).abs().reshape(-1).argmax()])
     _require(
         abs(worst - 1) < tolerance,
-        f"wrong prior: prior_std is {worst:.4g} times std(T) = {float(std.reshape(-1)[0]):.4g}. Leave prior_std out to have it derived.",
+        f"wrong prior: prior_std is {worst:.4g} times std(T) = {float(std.reshape(-1)[0]):.4g}. Leave prior_std "
+        "out to have it derived.",
     )
     left = float((m / std).max())
     _require(
         left < 0.3,
-        f"at T the data still count: m(T)/std(T) = {left:.3g}. The prior N(0, std²) is then far from the law at T; make T or the noise larger.",
+        f"at T the data still count: m(T)/std(T) = {left:.3g}. The prior N(0, std²) is then far from the law at "
+        "T; make T or the noise larger.",
     )
 
 
@@ -428,7 +510,10 @@ def check_log_snr(sde: LinearSDE) -> None:
     t = _times(sde)
     m, std, _, _ = _coeffs(sde, t)
     lam = sde.log_snr(t).reshape(len(t), -1)
-    _require(((lam - 2 * torch.log(m / std)).abs() < 1e-6).all(), "log_snr(t) is not log(m(t)²/std(t)²): a factor 2 means a missing square.")
+    _require(
+        ((lam - 2 * torch.log(m / std)).abs() < 1e-6).all(),
+        "log_snr(t) is not log(m(t)²/std(t)²): a factor 2 means a missing square.",
+    )
     rising = lam[1:] >= lam[:-1]
     where = f" (at t={float(t[1:][rising.any(1)][0]):.4g})" if rising.any() else ""
     _require(not rising.any(), f"log_snr does not fall with t{where}: noise must grow against the signal.")
@@ -439,19 +524,24 @@ def check_log_snr(sde: LinearSDE) -> None:
 
 
 def check_float32(sde: LinearSDE) -> None:
-    """float32 in, float32 out, and near the float64 value from t_min on: 1 − exp(·) in place of −expm1(·) loses 0.6 % there."""
+    """float32 in, float32 out, and near the float64 value from t_min on: 1 − exp(·) in place of −expm1(·) loses 0.6 %
+    there."""
     t = _times(sde).float()
     # the rounding of t itself is not the formulas' fault: compare at the same times
     wide, narrow = _named_coeffs(sde, t.double()), _named_coeffs(sde, t)
     for name, value in narrow.items():
-        _require(value.dtype == torch.float32, f"{name} turns float32 times into {value.dtype}: make constants of the dtype of t.")
+        _require(
+            value.dtype == torch.float32,
+            f"{name} turns float32 times into {value.dtype}: make constants of the dtype of t.",
+        )
         _require(torch.isfinite(value).all(), f"{name} is not finite in float32.")
         reference = wide[name]
         size = reference.abs().clamp(min=1e-6 * float(reference.abs().max()) + 1e-30)
         gap, at = _worst(((value.double() - reference).abs() / size).reshape(len(t), -1), t)
         _require(
             gap < 2e-3 * (1 if name != "mean coefficient" else 0.1),
-            f"{name} in float32 is off by {gap:.2g} (relative) at t={at:.3g}: cancellation; write -torch.expm1(y) for 1 - torch.exp(y).",
+            f"{name} in float32 is off by {gap:.2g} (relative) at t={at:.3g}: cancellation; write -torch.expm1(y) "
+            "for 1 - torch.exp(y).",
         )
 
 
@@ -479,7 +569,9 @@ def _simulation_times(sde: LinearSDE, steps: int) -> list[float]:
     fine = torch.linspace(sde.t_min, sde.T, 4001, dtype=torch.float64)
     _, std, f, g = _coeffs(sde, fine)
     rate = (2 * f.abs() + g**2 / (std**2 + 0.25) + 1e-3 / sde.T).max(1).values
-    total = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumsum(0.5 * (rate[1:] + rate[:-1]) * (fine[1:] - fine[:-1]), 0)])
+    total = torch.cat(
+        [torch.zeros(1, dtype=torch.float64), torch.cumsum(0.5 * (rate[1:] + rate[:-1]) * (fine[1:] - fine[:-1]), 0)]
+    )
     wanted = torch.linspace(0, float(total[-1]), steps + 1, dtype=torch.float64)
     index = torch.searchsorted(total, wanted).clamp(1, len(fine) - 1)
     share = (wanted - total[index - 1]) / (total[index] - total[index - 1])
@@ -490,8 +582,8 @@ def _simulation_times(sde: LinearSDE, steps: int) -> list[float]:
 def check_forward_simulation(sde: LinearSDE, samples: int = 4000, steps: int = 300) -> None:
     """Paths simulated with `drift` and `diffusion` have the marginal law, in the middle and at the end.
 
-    Stochastic Heun (weak order 2 for additive noise); the mean and the variance of `samples` paths are compared at 5 standard errors
-    plus 2 % for the steps: a correct SDE fails with probability 2e-6 for a fresh seed.
+    Stochastic Heun (weak order 2 for additive noise); the mean and the variance of `samples` paths are compared at 5
+    standard errors plus 2 % for the steps: a correct SDE fails with probability 2e-6 for a fresh seed.
     """
     shape = _diagonal_shape(sde) or (1,)
     noise = _Noise(2)
@@ -512,19 +604,22 @@ def check_forward_simulation(sde: LinearSDE, samples: int = 4000, steps: int = 3
             mean_gap = (x.mean(0) - mean).abs() - 0.02 * (std + mean.abs())
             _require(
                 (mean_gap < SIGMAS * std / samples**0.5).all(),
-                f"simulated with drift and diffusion, the mean at t={float(t[0]):.3g} is {float(x.mean()):.4g} instead of {float(mean.mean()):.4g} "
+                f"simulated with drift and diffusion, the mean at t={float(t[0]):.3g} is {float(x.mean()):.4g} "
+                f"instead of {float(mean.mean()):.4g} "
                 "(from marginal_prob): wrong sign of the drift, or a missing factor.",
             )
             ratio = x.std(0) / std
             _require(
                 ((ratio - 1).abs() < SIGMAS / (2 * samples) ** 0.5 + 0.02).all(),
-                f"simulated with drift and diffusion, the standard deviation at t={float(t[0]):.3g} is {float(ratio.mean()):.4g} times that of "
+                f"simulated with drift and diffusion, the standard deviation at t={float(t[0]):.3g} is "
+                f"{float(ratio.mean()):.4g} times that of "
                 "marginal_prob. 1.41 or 0.71: a missing factor 2 in g².",
             )
 
 
 def check_chain(sde: LinearSDE) -> None:
-    """The discrete chain of n steps tends to the process as n grows: no constant in it belongs to one number of steps."""
+    """The discrete chain of n steps tends to the process as n grows: no constant in it belongs to one number of
+    steps."""
     shape = _diagonal_shape(sde) or (1,)
     m, std, _, _ = _coeffs(sde, torch.full((1,), sde.T, dtype=torch.float64))
     gaps = []
@@ -542,7 +637,8 @@ def check_chain(sde: LinearSDE) -> None:
         gaps.append(float(torch.maximum(mean_gap, (variance.sqrt().reshape(-1) / std.reshape(-1) - 1).abs()).max()))
     _require(
         gaps[1] < 0.1 and gaps[1] <= max(0.5 * gaps[0], 0.01),
-        f"the law at T of chain(n) differs from that of the process by {gaps[0]:.2g} for n=500 and {gaps[1]:.2g} for n=2000 (relative): it does not "
+        f"the law at T of chain(n) differs from that of the process by {gaps[0]:.2g} for n=500 and {gaps[1]:.2g} "
+        "for n=2000 (relative): it does not "
         "tend to it. Look for a constant that belongs to one number of steps.",
     )
 
@@ -550,7 +646,8 @@ def check_chain(sde: LinearSDE) -> None:
 def check_reverse_ode(sde: LinearSDE, tolerance: float = 0.03) -> None:
     """The probability-flow ODE with the exact score of a Gaussian takes the prior to the data law.
 
-    Deterministic: the map is affine, so a few points show its mean and scale. The tolerance, in units of the data's standard deviation,
+    Deterministic: the map is affine, so a few points show its mean and scale. The tolerance, in units of the data's
+        standard deviation,
     leaves room for a prior that is only nearly the law at T.
     """
     shape = _diagonal_shape(sde) or (1,)
@@ -561,27 +658,34 @@ def check_reverse_ode(sde: LinearSDE, tolerance: float = 0.03) -> None:
     x = expand_like(units, torch.empty(3, *shape)) * scale * torch.ones(1, *shape, dtype=torch.float64)
     drift = sde.reverse(law.score_fn(sde), eta=0.0).drift
     x = solve_ode(drift, x, sde.T, sde.t_min, solver="dopri5(rtol=1e-6, atol=1e-8, max_steps=2000)").x
-    m, std = sde.marginal_prob(torch.ones(3, *shape, dtype=torch.float64), torch.full((3,), sde.t_min, dtype=torch.float64))
+    m, std = sde.marginal_prob(
+        torch.ones(3, *shape, dtype=torch.float64), torch.full((3,), sde.t_min, dtype=torch.float64)
+    )
     want_mean, want_std = (m * 0.4)[1], (m**2 * 0.25 + std**2).sqrt()[1]
     got_mean, got_std = x[1], 0.5 * (x[2] - x[0])
     ratio = got_std / want_std
     _require(
         ((ratio - 1).abs() < tolerance).all(),
-        f"the probability-flow ODE with an exact score returns {float(ratio.reshape(-1)[0]):.4g} times the data's standard deviation: "
+        f"the probability-flow ODE with an exact score returns {float(ratio.reshape(-1)[0]):.4g} times the data's "
+        "standard deviation: "
         "wrong prior_std, wrong g², or a missing ½ in ½ g².",
     )
     # what of the mean is left at T is absent from the prior, and comes out missing
-    end = sde.marginal_prob(torch.full((1, *shape), 0.4, dtype=torch.float64), torch.full((1,), sde.T, dtype=torch.float64))
+    end = sde.marginal_prob(
+        torch.full((1, *shape), 0.4, dtype=torch.float64), torch.full((1,), sde.T, dtype=torch.float64)
+    )
     left = (end[0].abs() / end[1]).max()
     gap = ((got_mean - want_mean).abs() / want_std).max()
     _require(
         gap < tolerance + left,
-        f"the probability-flow ODE with an exact score misses the mean by {float(gap):.3g} of the standard deviation: wrong drift, or wrong prior.",
+        f"the probability-flow ODE with an exact score misses the mean by {float(gap):.3g} of the standard "
+        "deviation: wrong drift, or wrong prior.",
     )
 
 
 def check_reverse_sde(sde: LinearSDE) -> None:
-    """`reverse(score, eta)` has the drift f − ½ (1 + η²) g² s and the noise η g (Song et al. 2021, eq. 6; Karras et al. 2022, eq. 6)."""
+    """`reverse(score, eta)` has the drift f − ½ (1 + η²) g² s and the noise η g (Song et al. 2021, eq. 6; Karras et
+    al. 2022, eq. 6)."""
     x = torch.randn(5, *_shapes(sde)[0], dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     t = torch.linspace(0.3, 0.9, 5, dtype=torch.float64) * sde.T
     score = torch.sin
@@ -591,12 +695,16 @@ def check_reverse_sde(sde: LinearSDE) -> None:
         reverse = sde.reverse(lambda x, t: score(x), eta=eta)
         want = f * x - 0.5 * (1 + eta**2) * g**2 * score(x)
         gap = float(((reverse.drift(x, t) - want).abs() / (want.abs() + g**2)).max())
-        _require(gap < 1e-6, f"the drift of reverse(score, eta={eta:g}) is not f x − ½ (1 + η²) g² s: relative error {gap:.2g}. Look at drift and diffusion.")
+        _require(
+            gap < 1e-6,
+            f"the drift of reverse(score, eta={eta:g}) is not f x − ½ (1 + η²) g² s: relative error {gap:.2g}. "
+            "Look at drift and diffusion.",
+        )
         kick = reverse.apply_diffusion(x, t, torch.ones_like(x))
         _require(torch.allclose(kick, eta * g.expand_as(x)), f"the noise of reverse(score, eta={eta:g}) is not η g.")
 
 
-# --- predictors and correctors -----------------------------------------------------------------------------------------------------
+# --- predictors and correctors --------------------------------------------------------------------------------------
 
 
 def _law_of(sde: LinearSDE) -> Gaussian:
@@ -611,8 +719,11 @@ def _moments(x: Tensor, law: Gaussian, sde: LinearSDE, t: float) -> tuple[Tensor
     return (x.mean(0) - (m * law.means[0])[0]) / want, x.std(0) / want
 
 
-def check_predictor(predictor, *, steps: int = 300, samples: int = 2000, tolerance: float = 0.05, skip: dict[str, str] | None = None) -> list[CheckResult]:
-    """Check a predictor of a linear SDE: shapes, independence within the batch, no step in no time, and that it recovers a Gaussian.
+def check_predictor(
+    predictor, *, steps: int = 300, samples: int = 2000, tolerance: float = 0.05, skip: dict[str, str] | None = None
+) -> list[CheckResult]:
+    """Check a predictor of a linear SDE: shapes, independence within the batch, no step in no time, and that it
+    recovers a Gaussian.
 
     Args:
         predictor: an instance, with its `sde`.
@@ -657,7 +768,9 @@ def check_predictor_independence(predictor) -> None:
     whole = predictor.step(score, x, t, 0.95 * t, _single(z))[0]
     alone = predictor.step(score, x[2:3], t[2:3], 0.95 * t[2:3], _single(z[2:3]))[0]
     gap = float((whole[2:3] - alone).abs().max())
-    _require(gap < 1e-9 * (1 + float(alone.abs().max())), f"a sample's step depends on the rest of its batch (by {gap:.2g}).")
+    _require(
+        gap < 1e-9 * (1 + float(alone.abs().max())), f"a sample's step depends on the rest of its batch (by {gap:.2g})."
+    )
 
 
 def check_predictor_no_time(predictor) -> None:
@@ -679,7 +792,9 @@ def _log_snr_grid(sde: LinearSDE, steps: int) -> list[float]:
     return [sde.T, *times[1:-1].tolist(), sde.t_min]
 
 
-def check_predictor_recovers_gaussian(predictor, *, steps: int = 300, samples: int = 2000, tolerance: float = 0.05) -> None:
+def check_predictor_recovers_gaussian(
+    predictor, *, steps: int = 300, samples: int = 2000, tolerance: float = 0.05
+) -> None:
     """From the prior, with an exact score, the predictor arrives at the Gaussian data law."""
     sde = predictor.sde
     law = _law_of(sde)
@@ -692,14 +807,22 @@ def check_predictor_recovers_gaussian(predictor, *, steps: int = 300, samples: i
     mean, ratio = _moments(x, law, sde, times[-1])
     _require(
         ((ratio - 1).abs() < SIGMAS / (2 * samples) ** 0.5 + tolerance).all(),
-        f"with an exact score the predictor gives {float(ratio.mean()):.4g} times the standard deviation of the data: a missing factor 2 in its "
+        f"with an exact score the predictor gives {float(ratio.mean()):.4g} times the standard deviation of the "
+        "data: a missing factor 2 in its "
         "drift or noise, or √dt forgotten.",
     )
-    _require((mean.abs() < SIGMAS / samples**0.5 + tolerance).all(), f"with an exact score the predictor misses the mean by {float(mean.abs().max()):.3g} standard deviations: wrong sign?")
+    _require(
+        (mean.abs() < SIGMAS / samples**0.5 + tolerance).all(),
+        f"with an exact score the predictor misses the mean by {float(mean.abs().max()):.3g} standard deviations: "
+        "wrong sign?",
+    )
 
 
-def check_corrector(corrector, *, samples: int = 2000, tolerance: float = 0.1, skip: dict[str, str] | None = None) -> list[CheckResult]:
-    """Check a corrector of a linear SDE: shapes, the declared independence, that it leaves p_t in place and leads back to it.
+def check_corrector(
+    corrector, *, samples: int = 2000, tolerance: float = 0.1, skip: dict[str, str] | None = None
+) -> list[CheckResult]:
+    """Check a corrector of a linear SDE: shapes, the declared independence, that it leaves p_t in place and leads
+    back to it.
 
     Args:
         corrector: an instance, with its `sde`.
@@ -721,8 +844,13 @@ def check_corrector_shapes(corrector) -> None:
     sde = corrector.sde
     for shape in _shapes(sde):
         x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-        for name, value in zip(("x", "x_mean"), corrector.step(lambda x, t: -x, x, torch.full((3,), 0.6 * sde.T), _Noise(0))):
-            _require(value.shape == x.shape and value.dtype == x.dtype, f"{name} is {value.dtype} of shape {tuple(value.shape)} for float32 {tuple(x.shape)}.")
+        for name, value in zip(
+            ("x", "x_mean"), corrector.step(lambda x, t: -x, x, torch.full((3,), 0.6 * sde.T), _Noise(0))
+        ):
+            _require(
+                value.shape == x.shape and value.dtype == x.dtype,
+                f"{name} is {value.dtype} of shape {tuple(value.shape)} for float32 {tuple(x.shape)}.",
+            )
             _require(torch.isfinite(value).all(), f"{name} is not finite.")
 
 
@@ -737,7 +865,10 @@ def check_corrector_independence(corrector) -> None:
     changed[0] *= 5
     first, second = (corrector.step(law.score_fn(sde), state, t, _Noise(7))[0] for state in (x, changed))
     gap = float((first[1:] - second[1:]).abs().max())
-    _require(gap < 1e-9 or corrector.batch_coupled, f"changing one sample changed another by {gap:.2g}, yet batch_coupled is False. Declare it.")
+    _require(
+        gap < 1e-9 or corrector.batch_coupled,
+        f"changing one sample changed another by {gap:.2g}, yet batch_coupled is False. Declare it.",
+    )
 
 
 def _correct(corrector, x: Tensor, law: Gaussian, t: float, steps: int) -> Tensor:
@@ -755,9 +886,13 @@ def check_corrector_keeps_law(corrector, *, samples: int = 2000, tolerance: floa
     mean, ratio = _moments(_correct(corrector, x, law, t, 30), law, sde, t)
     _require(
         ((ratio - 1).abs() < SIGMAS / (2 * samples) ** 0.5 + tolerance).all(),
-        f"p_t is not left in place: the standard deviation becomes {float(ratio.mean()):.4g} times the true one. Noise √(2e) belongs to the step e s.",
+        f"p_t is not left in place: the standard deviation becomes {float(ratio.mean()):.4g} times the true one. "
+        "Noise √(2e) belongs to the step e s.",
     )
-    _require((mean.abs() < SIGMAS / samples**0.5 + tolerance).all(), f"p_t is not left in place: the mean moves by {float(mean.abs().max()):.3g} standard deviations.")
+    _require(
+        (mean.abs() < SIGMAS / samples**0.5 + tolerance).all(),
+        f"p_t is not left in place: the mean moves by {float(mean.abs().max()):.3g} standard deviations.",
+    )
 
 
 def check_corrector_restores_law(corrector, *, samples: int = 2000, tolerance: float = 0.1) -> None:
@@ -769,18 +904,23 @@ def check_corrector_restores_law(corrector, *, samples: int = 2000, tolerance: f
     _, after = _moments(_correct(corrector, 1.5 * x, law, t, 60), law, sde, t)
     _require(
         ((after - 1).abs() < 0.5 * (before - 1).abs() + tolerance).all(),
-        f"states 1.5 times too wide do not come back to p_t: the ratio goes from {float(before.mean()):.3g} to {float(after.mean()):.3g}. Wrong sign of the score?",
+        f"states 1.5 times too wide do not come back to p_t: the ratio goes from {float(before.mean()):.3g} to "
+        f"{float(after.mean()):.3g}. Wrong sign of the score?",
     )
 
 
-# --- solvers -----------------------------------------------------------------------------------------------------------------------
+# --- solvers --------------------------------------------------------------------------------------------------------
 
 
-def check_solver(make: Callable[[float], object] | str, *, order: int | None = None, skip: dict[str, str] | None = None) -> list[CheckResult]:
-    """Check an ODE solver: exact problems in both directions, order of convergence, independence, ends of the interval, failures.
+def check_solver(
+    make: Callable[[float], object] | str, *, order: int | None = None, skip: dict[str, str] | None = None
+) -> list[CheckResult]:
+    """Check an ODE solver: exact problems in both directions, order of convergence, independence, ends of the
+    interval, failures.
 
     Args:
-        make: a component spec or instance; or, to have the order measured, a function from the number of steps to a fixed-step solver.
+        make: a component spec or instance; or, to have the order measured, a function from the number of steps to a
+            fixed-step solver.
         order: the order claimed, for a fixed-step solver.
         skip: names of checks to leave out, with the reason.
     """
@@ -790,7 +930,10 @@ def check_solver(make: Callable[[float], object] | str, *, order: int | None = N
     else:
         checks, solver = [], SOLVERS.build(make)
     others = (check_solver_interval, check_solver_independence, check_solver_stops_at_nan)
-    checks += [partial(check_solver_problems, solver, 0.3 if order == 1 else 0.02), *(partial(c, solver) for c in others)]
+    checks += [
+        partial(check_solver_problems, solver, 0.3 if order == 1 else 0.02),
+        *(partial(c, solver) for c in others),
+    ]
     return _run(iter(checks), _name(solver), skip)
 
 
@@ -798,7 +941,8 @@ _START = torch.tensor([[0.3, 0.7], [0.9, 0.2], [0.5, 0.4]], dtype=torch.float64)
 
 
 def check_solver_order(make: Callable[[int], object], order: int | None) -> None:
-    """The error falls with the claimed power of the step: the slope over a factor 4 in steps, on each problem that is not solved exactly."""
+    """The error falls with the claimed power of the step: the slope over a factor 4 in steps, on each problem that is
+    not solved exactly."""
     for problem in ODE_PROBLEMS:
         errors = []
         for steps in (16, 64):
@@ -807,7 +951,11 @@ def check_solver_order(make: Callable[[int], object], order: int | None) -> None
         if errors[1] < 1e-12 or order is None:
             continue
         slope = math.log(errors[0] / errors[1], 4)
-        _require(slope > order - 0.35, f"on {problem.name!r} the error falls with power {slope:.2f} of the step; order {order} is claimed. Errors {errors}.")
+        _require(
+            slope > order - 0.35,
+            f"on {problem.name!r} the error falls with power {slope:.2f} of the step; order {order} is claimed. "
+            f"Errors {errors}.",
+        )
 
 
 def check_solver_problems(solver, tolerance: float = 0.02) -> None:
@@ -821,11 +969,12 @@ def check_solver_problems(solver, tolerance: float = 0.02) -> None:
 
 
 def check_solver_interval(solver) -> None:
-    """The right-hand side is never asked about times outside the interval (as with a VP process, undefined there), and calls are counted."""
+    """The right-hand side is never asked about times outside the interval (as with a VP process, undefined there),
+    and calls are counted."""
     for t0, t1 in ((1e-5, 1.0), (1.0, 1e-5)):
         seen: list[Tensor] = []
 
-        def func(x: Tensor, t: Tensor) -> Tensor:
+        def func(x: Tensor, t: Tensor, seen: list[Tensor] = seen) -> Tensor:
             seen.append(t)
             return -x * t[:, None]
 
@@ -834,22 +983,32 @@ def check_solver_interval(solver) -> None:
         low, high = (torch.tensor(v, dtype=torch.float32) for v in sorted((t0, t1)))
         _require(
             (times >= low).all() and (times <= high).all(),
-            f"from {t0} to {t1} the right-hand side was asked about t={float(times.min()):.6g} to {float(times.max()):.6g}.",
+            f"from {t0} to {t1} the right-hand side was asked about t={float(times.min()):.6g} to "
+            f"{float(times.max()):.6g}.",
         )
         _require(result.calls == len(seen), f"the result counts {result.calls} calls; {len(seen)} were made.")
-        _require((result.nfe <= result.calls).all() and (result.nfe > 0).all(), f"nfe={result.nfe.tolist()} does not fit {result.calls} calls.")
+        _require(
+            (result.nfe <= result.calls).all() and (result.nfe > 0).all(),
+            f"nfe={result.nfe.tolist()} does not fit {result.calls} calls.",
+        )
     still = solve_ode(lambda x, t: x, _START, 0.5, 0.5, solver=solver)
-    _require((still.x == _START).all() and still.calls == 0, "from t to t nothing must happen and nothing be evaluated.")
+    _require(
+        (still.x == _START).all() and still.calls == 0, "from t to t nothing must happen and nothing be evaluated."
+    )
 
 
 def check_solver_independence(solver) -> None:
-    """`batch_coupled` tells the truth: a sample's solution does not depend on its companions unless the solver says so."""
+    """`batch_coupled` tells the truth: a sample's solution does not depend on its companions unless the solver says
+    so."""
     rates = torch.tensor([1.0, 30.0, 0.1], dtype=torch.float64)
 
     def func(x: Tensor, t: Tensor) -> Tensor:
         return -rates[: len(x), None] * x
 
-    together, alone = solve_ode(func, _START, 0.0, 1.0, solver=solver), solve_ode(func, _START[:1], 0.0, 1.0, solver=solver)
+    together, alone = (
+        solve_ode(func, _START, 0.0, 1.0, solver=solver),
+        solve_ode(func, _START[:1], 0.0, 1.0, solver=solver),
+    )
     gap = float((together.x[:1] - alone.x).abs().max())
     _require(
         gap < 1e-12 or solver.batch_coupled,

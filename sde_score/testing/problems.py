@@ -1,4 +1,5 @@
-"""Problems with known answers: laws with exact density, score and samples at every noise level, and ODEs with exact solutions.
+"""Problems with known answers: laws with exact density, score and samples at every noise level, and ODEs with exact
+solutions.
 
 With an exact score whatever remains between a sampler's output and the truth is the sampler's own error.
 """
@@ -18,7 +19,8 @@ from sde_score.tensors import expand_like
 
 
 class GaussianMixture:
-    """`p(x) = Σ_k w_k N(x; μ_k, Σ_k)`, and with it every law `p_t` of a linear SDE started from it: `Σ_k w_k N(x; m μ_k, m² Σ_k + std²)`.
+    """`p(x) = Σ_k w_k N(x; μ_k, Σ_k)`, and with it every law `p_t` of a linear SDE started from it: `Σ_k w_k N(x; m
+    μ_k, m² Σ_k + std²)`.
 
     Args:
         weights: `(K,)`, normalised here.
@@ -38,7 +40,9 @@ class GaussianMixture:
         weights = torch.as_tensor(weights, dtype=torch.float64)
         count = len(self.means)
         if self.means.ndim < 2:
-            raise ValueError(f"means has shape (K, *) with at least one axis for the sample; got {tuple(self.means.shape)}.")
+            raise ValueError(
+                f"means has shape (K, *) with at least one axis for the sample; got {tuple(self.means.shape)}."
+            )
         if weights.shape != (count,) or (weights < 0).any() or not weights.sum() > 0:
             raise ValueError(f"weights must be {count} non-negative numbers, one per mean; got {weights.tolist()}.")
         if (stds is None) == (covs is None):
@@ -52,7 +56,9 @@ class GaussianMixture:
                 raise ValueError(f"covs must have shape {(count, self.dim, self.dim)}; got {tuple(covs.shape)}.")
             values, self.axes = torch.linalg.eigh(covs)  # variances along the eigenvectors, the columns of axes
             if (values < -1e-10 * values.abs().max()).any():
-                raise ValueError(f"covs must be positive semi-definite; the smallest eigenvalue is {float(values.min()):.3g}.")
+                raise ValueError(
+                    f"covs must be positive semi-definite; the smallest eigenvalue is {float(values.min()):.3g}."
+                )
             self.variances = values.clamp(min=0)
         else:
             stds = torch.as_tensor(stds, dtype=torch.float64)
@@ -60,7 +66,7 @@ class GaussianMixture:
             self.axes = None
             self.variances = expand_like(stds, self.means).expand_as(self.means).reshape(count, self.dim) ** 2
 
-    # --- moments and samples ---------------------------------------------------------------------------------------------------
+    # --- moments and samples ----------------------------------------------------------------------------------------
 
     def mean(self) -> Tensor:
         """Mean, of the shape of a sample."""
@@ -78,7 +84,12 @@ class GaussianMixture:
         return torch.tensordot(self.weights, self.covs() + centred[:, :, None] * centred[:, None, :], 1)
 
     def sample(
-        self, n: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
     ) -> Tensor:
         """`n` samples, `(n, *)`."""
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
@@ -87,7 +98,7 @@ class GaussianMixture:
             z = (self.axes[component] @ z[:, :, None])[:, :, 0]
         return (self.means[component] + z.reshape(n, *self.shape)).to(dtype=dtype, device=device)
 
-    # --- density and score at a noise level ----------------------------------------------------------------------------------------
+    # --- density and score at a noise level -------------------------------------------------------------------------
 
     def _components(self, x: Tensor, mean_coeff: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """`log w_k N(x; m μ_k, m² Σ_k + std²)`, `(B, K)`, and the score of each component, `(B, K, D)`."""
@@ -110,7 +121,9 @@ class GaussianMixture:
             axes = self.axes.to(**to)
             residual = torch.einsum("kij,bki->bkj", axes, residual)
         whitened = residual / variance
-        logp = -0.5 * (residual * whitened + torch.log(2 * math.pi * variance)).sum(2) + torch.log(self.weights.to(**to))
+        logp = -0.5 * (residual * whitened + torch.log(2 * math.pi * variance)).sum(2) + torch.log(
+            self.weights.to(**to)
+        )
         score = -whitened if self.axes is None else -torch.einsum("kij,bkj->bki", axes, whitened)
         return logp, score
 
@@ -140,13 +153,15 @@ class GaussianMixture:
 
         return score
 
-    def sample_t(self, sde: LinearSDE, n: int, t: float, *, generator: torch.Generator | None = None, dtype=torch.float32) -> Tensor:
+    def sample_t(
+        self, sde: LinearSDE, n: int, t: float, *, generator: torch.Generator | None = None, dtype=torch.float32
+    ) -> Tensor:
         """`n` samples at time `t`, `(n, *)`."""
         x0 = self.sample(n, generator=generator, dtype=torch.float64)
         mean, std = sde.marginal_prob(x0, torch.full((n,), float(t), dtype=torch.float64))
         return (mean + std * torch.randn(x0.shape, dtype=torch.float64, generator=generator)).to(dtype)
 
-    # --- posteriors -------------------------------------------------------------------------------------------------------------
+    # --- posteriors -------------------------------------------------------------------------------------------------
 
     def posterior_mean(self, sde: LinearSDE, x: Tensor, t: Tensor) -> Tensor:
         """`E[x_0 | x_t = x]`, component by component (not by Tweedie's formula: an independent derivation)."""
@@ -176,7 +191,10 @@ class GaussianMixture:
         """
         a, y = torch.as_tensor(matrix, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64)
         if a.ndim != 2 or a.shape[1] != self.dim or y.shape != (a.shape[0],) or not noise_std > 0:
-            raise ValueError(f"condition needs matrix (M, {self.dim}), y (M,) and noise_std > 0; got {tuple(a.shape)}, {tuple(y.shape)}, {noise_std}.")
+            raise ValueError(
+                f"condition needs matrix (M, {self.dim}), y (M,) and noise_std > 0; got {tuple(a.shape)}, "
+                f"{tuple(y.shape)}, {noise_std}."
+            )
         log_weights, means, covs = [], [], []
         for weight, mean, cov in zip(self.weights, self.means.reshape(-1, self.dim), self.covs()):
             evidence = a @ cov @ a.T + noise_std**2 * torch.eye(len(y), dtype=torch.float64)
@@ -207,18 +225,23 @@ class Gaussian(GaussianMixture):
         super().__init__([1.0], mean[None], stds=var.sqrt().expand_as(mean)[None])
 
     def flow(self, sde: LinearSDE, x: Tensor, t0: float, t1: float) -> Tensor:
-        """The probability-flow ODE from `t0` to `t1`, exactly: `m_1 μ + √(V_1/V_0) (x − m_0 μ)`, `V = m² var + std²`."""
+        """The probability-flow ODE from `t0` to `t1`, exactly: `m_1 μ + √(V_1/V_0) (x − m_0 μ)`, `V = m² var +
+        std²`."""
         mean, var = self.means[0].to(x), self.variances[0].reshape(self.shape).to(x)
         ends = []
         for t in (t0, t1):
-            m, s = (expand_like(c, x) for c in sde.marginal_coeffs(torch.full((len(x),), float(t), dtype=x.dtype, device=x.device)))
+            m, s = (
+                expand_like(c, x)
+                for c in sde.marginal_coeffs(torch.full((len(x),), float(t), dtype=x.dtype, device=x.device))
+            )
             ends.append((m * mean, m**2 * var + s**2))
         (mean_0, var_0), (mean_1, var_1) = ends
         return mean_1 + torch.sqrt(var_1 / var_0) * (x - mean_0)
 
 
 class OrnsteinUhlenbeck(LinearSDE):
-    """`dx = −θ x dt + σ dw`: `m = e^{−θt}`, `std² = σ² (1 − e^{−2θt})/(2θ)`. Gives f and g only: all else is derived by the library."""
+    """`dx = −θ x dt + σ dw`: `m = e^{−θt}`, `std² = σ² (1 − e^{−2θt})/(2θ)`. Gives f and g only: all else is derived
+    by the library."""
 
     def __init__(self, theta: float = 1.0, sigma: float = 2**0.5, T: float = 5.0, t_min: float = 1e-4) -> None:
         super().__init__(T=T, t_min=t_min)
@@ -253,9 +276,17 @@ def _rotation(x: Tensor, t0: float, t1: float) -> Tensor:
 
 ODE_PROBLEMS = (
     ODEProblem("decay", lambda x, t: -x, lambda x, t0, t1: x * math.exp(t0 - t1), 0.0, 2.0),
-    ODEProblem("modulated", lambda x, t: x * torch.cos(expand_like(t, x)), lambda x, t0, t1: x * math.exp(math.sin(t1) - math.sin(t0)), 0.0, 3.0),
+    ODEProblem(
+        "modulated",
+        lambda x, t: x * torch.cos(expand_like(t, x)),
+        lambda x, t0, t1: x * math.exp(math.sin(t1) - math.sin(t0)),
+        0.0,
+        3.0,
+    ),
     ODEProblem("oscillator", lambda x, t: torch.stack([x[:, 1], -x[:, 0]], dim=1), _rotation, 0.0, 2.0),
-    ODEProblem("quadrature", lambda x, t: expand_like(t, x) ** 3 + 0 * x, lambda x, t0, t1: x + (t1**4 - t0**4) / 4, 0.0, 1.5),
+    ODEProblem(
+        "quadrature", lambda x, t: expand_like(t, x) ** 3 + 0 * x, lambda x, t0, t1: x + (t1**4 - t0**4) / 4, 0.0, 1.5
+    ),
     ODEProblem("logistic", lambda x, t: x * (1 - x), lambda x, t0, t1: x / (x + (1 - x) * math.exp(t0 - t1)), 0.0, 2.0),
 )
 """Test ODEs; states are `(B, 2)`, those of `logistic` best in (0, 1)."""

@@ -20,7 +20,9 @@ def test_fixed_step_conformance_and_order(kind, order):
     check_solver(kind, order=order)
 
 
-@pytest.mark.parametrize("spec", [*ADAPTIVE, "dopri5(control='batch')", "scipy", "scipy(per_sample=False)", "scipy(method='DOP853')"])
+@pytest.mark.parametrize(
+    "spec", [*ADAPTIVE, "dopri5(control='batch')", "scipy", "scipy(per_sample=False)", "scipy(method='DOP853')"]
+)
 def test_adaptive_conformance(spec):
     check_solver(spec)
 
@@ -108,7 +110,8 @@ def test_derivative_that_wakes_up(spec):
 @pytest.mark.parametrize("name", ["vp", "subvp", "ve", "cosine", "edm"])
 @pytest.mark.parametrize("spec", ["dopri5", "scipy", "heun(steps=20)"])
 def test_reverse_flow_never_leaves_the_interval(name, spec):
-    """The reverse VP flow starts with a drift near zero: a heuristic that probes beyond the end meets the root of a negative number."""
+    """The reverse VP flow starts with a drift near zero: a heuristic that probes beyond the end meets the root of a
+    negative number."""
     sde, law = SDES.build(name), Gaussian(torch.tensor([0.4, -0.2]), 0.25)
     drift, times = sde.reverse(law.score_fn(sde), eta=0.0).drift, []
 
@@ -126,7 +129,7 @@ def test_reverse_flow_never_leaves_the_interval(name, spec):
         assert (result.x - exact).abs().max() < 3e-3
 
 
-# --- failures -----------------------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", [*ADAPTIVE, "euler", "scipy"])
@@ -157,13 +160,16 @@ def test_blow_up_and_stiffness_end_in_bounded_time():
     with pytest.raises(ODEError, match="too stiff|NaN"):
         solve_ode(lambda x, t: x**2, torch.ones(1, 1), 0.0, 2.0)
     with pytest.raises(ODEError, match="limit of steps.*looser tolerance"):
-        solve_ode(lambda x, t: -1e6 * (x - torch.cos(t)[:, None]), torch.ones(1, 1), 0.0, 1.0, solver="dopri5(max_steps=200)")
+        solve_ode(
+            lambda x, t: -1e6 * (x - torch.cos(t)[:, None]), torch.ones(1, 1), 0.0, 1.0, solver="dopri5(max_steps=200)"
+        )
     with pytest.raises(ODEError):
         solve_ode(lambda x, t: x**2, torch.ones(1, 1), 0.0, 2.0, solver="scipy")
 
 
 def test_stress_set_ends_with_a_status():
-    """Two hundred nasty right-hand sides at once, as samples of one batch: poles, jumps, noise, stiffness, NaN. Each gets its status."""
+    """Two hundred nasty right-hand sides at once, as samples of one batch: poles, jumps, noise, stiffness, NaN. Each
+    gets its status."""
     generator = torch.Generator().manual_seed(0)
     n = 200
     kind, size = torch.arange(n) % 5, 10 ** (4 * torch.rand(n, generator=generator, dtype=torch.float64))
@@ -186,7 +192,7 @@ def test_gradients_pass_through():
     for spec in ("dopri5(rtol=1e-8, atol=1e-8)", "rk4(steps=30)", "heun12"):
         x = X.clone().requires_grad_(True)
         rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-        solve_ode(lambda x, t: -rate * x, x, 0.0, 1.0, solver=spec).x.sum().backward()
+        solve_ode(lambda x, t, rate=rate: -rate * x, x, 0.0, 1.0, solver=spec).x.sum().backward()
         assert torch.allclose(x.grad, torch.full_like(X, math.exp(-0.7)), atol=1e-4)
         assert abs(rate.grad + X.sum() * math.exp(-0.7)) < 1e-3
     with pytest.raises(ValueError, match="dopri5"):
@@ -222,7 +228,8 @@ def test_errors_say_what_to_write(call, words):
 
 
 def test_published_flow(golden_dir):
-    """SciPy's solver on the batch reproduces the published ODE sampler's latent-to-sample map (without its denoising step) and its count."""
+    """SciPy's solver on the batch reproduces the published ODE sampler's latent-to-sample map (without its denoising
+    step) and its count."""
     import json
 
     for kind in ("ve", "subvp"):
@@ -233,7 +240,8 @@ def test_published_flow(golden_dir):
         mu, var, z = torch.from_numpy(data["mu"]), meta["data_var"], torch.from_numpy(data["z"])
 
         def score(x, t, sde=sde, mu=mu, var=var, kind=kind):
-            """The recorded network, by its own formula: at T the drift is a difference of equal numbers, and its rounding sets the first step."""
+            """The recorded network, by its own formula: at T the drift is a difference of equal numbers, and its
+            rounding sets the first step."""
             m, std = sde.marginal_prob(torch.ones_like(x), t)
             if kind == "ve":
                 return -(x - mu) / (var + std**2)

@@ -11,7 +11,15 @@ from sde_score.sdes import EDMSDE, VESDE, VPSDE, Chain, CosineSDE, LinearSDE, Su
 from sde_score.solvers import SOLVERS, Heun, solve_ode
 from sde_score.solvers.runge_kutta import FixedStep, Tableau
 from sde_score.tensors import expand_like, sum_except_batch
-from sde_score.testing import CheckFailed, OrnsteinUhlenbeck, check_corrector, check_predictor, check_sde, check_solver, sde_checks
+from sde_score.testing import (
+    CheckFailed,
+    OrnsteinUhlenbeck,
+    check_corrector,
+    check_predictor,
+    check_sde,
+    check_solver,
+    sde_checks,
+)
 
 
 class NoisyDiagonal(LinearSDE):
@@ -24,7 +32,17 @@ class NoisyDiagonal(LinearSDE):
         return torch.sqrt(torch.outer(0.1 + 19.9 * t, torch.tensor([1.0, 0.5, 0.7], dtype=t.dtype, device=t.device)))
 
 
-GOOD = [VESDE(), VESDE(0.02, 5.0), VPSDE(), VPSDE(0.1, 10.0), SubVPSDE(), CosineSDE(), EDMSDE(), OrnsteinUhlenbeck(), NoisyDiagonal()]
+GOOD = [
+    VESDE(),
+    VESDE(0.02, 5.0),
+    VPSDE(),
+    VPSDE(0.1, 10.0),
+    SubVPSDE(),
+    CosineSDE(),
+    EDMSDE(),
+    OrnsteinUhlenbeck(),
+    NoisyDiagonal(),
+]
 
 
 @pytest.mark.parametrize("sde", GOOD, ids=lambda sde: type(sde).__name__)
@@ -33,7 +51,7 @@ def test_the_library_passes(sde):
     assert len(results) == len(list(sde_checks(sde))) and all(r.outcome == "passed" for r in results)
 
 
-# --- one mistake each; the words are what the message must say ------------------------------------------------------------------------
+# --- one mistake each; the words are what the message must say ------------------------------------------------------
 
 
 class DriftSign(VPSDE):
@@ -277,7 +295,7 @@ def test_exceptions_are_declared_with_a_reason():
         check_sde(VPSDE(), skip={"check_flaot32": "?"})
 
 
-# --- predictors, correctors, solvers ----------------------------------------------------------------------------------------------------
+# --- predictors, correctors, solvers --------------------------------------------------------------------------------
 
 
 class NoRootOfTime(EulerMaruyama):
