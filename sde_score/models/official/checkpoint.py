@@ -257,7 +257,7 @@ def _settle_facts(file: OfficialFile, config: str | Mapping | None, options: dic
 
 
 def _compare_noise_levels(file: OfficialFile, facts: Mapping[str, Any], name: str | None) -> None:
-    """Several VE configurations have the same tensors but for the noise levels in the table: warn where those disagree."""
+    """Several VE configurations differ in their noise levels only, which the table shows: warn where it disagrees."""
     if facts.get("sde") != "ve" or "sigmas" not in file.model:
         return
     ends = float(file.model["sigmas"][0]), float(file.model["sigmas"][-1])
