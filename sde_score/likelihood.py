@@ -41,9 +41,8 @@ def _vjps(drift: Tensor, x: Tensor, vectors: Tensor, *, create_graph: bool) -> T
     """`(∂v/∂x)ᵀ u` for each of the K `vectors` u of shape `(K, B, *)`: backward passes through one graph."""
     if len(vectors) == 1:
         return torch.autograd.grad(drift, x, vectors[0], create_graph=create_graph, retain_graph=True)[0][None]
-    return torch.autograd.grad(drift, x, vectors, create_graph=create_graph, retain_graph=True, is_grads_batched=True)[
-        0
-    ]
+    options = dict(create_graph=create_graph, retain_graph=True, is_grads_batched=True)
+    return torch.autograd.grad(drift, x, vectors, **options)[0]
 
 
 @TRACES.register("exact")
@@ -281,8 +280,7 @@ def bits_per_dim(
         bits/dim = −(log p(x) + log |det dx/du| − D ln levels) / (D ln 2).
 
     With uniform v its mean is an upper bound on the true code length (Theis, van den Oord & Bethge, ICLR 2016);
-    variational
-    dequantisation needs the entropy of its noise added: pass `logp − log q(v | k)`.
+    variational dequantisation needs the entropy of its noise added: pass `logp − log q(v | k)`.
 
     Args:
         logp: log density in model space, nats, `(B,)`.
