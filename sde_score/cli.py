@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 # libgomp reads it when torch is loaded: waiting threads then sleep instead of spinning, which on a crowded machine is ten times faster
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -23,6 +25,8 @@ TOP = """usage: sde-score COMMAND [flags]
   evaluate    compare samples with the test data
   report      write report.html anew
   list        registered components: SDEs, predictors, correctors, solvers, models, data sets ...
+  import      an official .pth checkpoint becomes a run
+  export      a run becomes an official .pth checkpoint
   quickstart  all of it on the 8x8 digits, in a few minutes
 
 sde-score COMMAND --help shows the flags of a command.
@@ -33,34 +37,55 @@ class UsageError(Exception):
     """A command line that cannot be read: exit status 2."""
 
 
-def _config_flag(values: flags.FlagValues, argv: list[str], workdir: str | None) -> list[str]:
-    """Define --config: from the file named on the line, or from the run directory. Returns the line with the file's full path."""
-    from sde_score.config import config_path, load_config, read_run
-
-    given = [a for a in argv if a.startswith("--config=") or a == "--config"]
-    if given:
-        index = argv.index(given[0])
-        value = argv[index + 1] if given[0] == "--config" else given[0].partition("=")[2]
-        name, colon, argument = value.partition(":")
-        path = config_path(name)
-        load_config(value)  # its own errors first, in full
-        rest = argv[:index] + argv[index + (2 if given[0] == "--config" else 1) :]
-        config_flags.DEFINE_config_file("config", None, "configuration: NAME or FILE, then :ARGUMENT", flag_values=values)
-        return [f"--config={path}{colon}{argument}", *rest]
-    if workdir is not None and (Path(workdir) / "config.json").is_file():
-        config_flags.DEFINE_config_dict("config", read_run(workdir), "configuration of the run", flag_values=values)
-    elif any(a.startswith("--config.") for a in argv):
-        raise UsageError(f"there is no run in {workdir!r} to take a configuration from; write --config=NAME before --config.KEY=VALUE")
-    return argv
+def _take(argv: list[str], name: str) -> tuple[list[str], list[str]]:
+    """The values that a line gives to `--name`, and the line without them."""
+    values, rest, words = [], [], iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag not in (f"--{name}", f"-{name}"):
+            rest.append(word)
+        elif equals:
+            values.append(value)
+        else:
+            values.append(next(words, ""))
+    return values, rest
 
 
-def _workdir_of(argv: list[str]) -> str | None:
-    for i, a in enumerate(argv):
-        if a.startswith("--workdir="):
-            return a.partition("=")[2]
-        if a == "--workdir" and i + 1 < len(argv):
-            return argv[i + 1]
-    return None
+def _config_of(argv: list[str]) -> tuple[ConfigDict | None, list[str]]:
+    """The configuration named on the line, or else that of the run directory, before overrides; and the line without its name."""
+    from sde_score.config import load_config, read_run
+
+    named, rest = _take(argv, "config")
+    if len(named) > 1:
+        raise UsageError(f"--config is given {len(named)} times: {', '.join(named)}")
+    workdirs = _take(argv, "workdir")[0]
+    config = None
+    if named:
+        try:
+            config = load_config(named[0])
+        except FileNotFoundError as error:
+            raise UsageError(str(error)) from error
+    elif workdirs and (Path(workdirs[-1]) / "config.json").is_file():
+        config = read_run(workdirs[-1])
+    overrides = [m[1] for m in (re.match(r"--?(?:no)?config\.([^=]+)", word) for word in rest) if m]
+    if overrides and config is None:
+        where = f"there is no run in {workdirs[-1]!r}" if workdirs else "there is no --workdir of a run"
+        raise UsageError(f"{where} to take a configuration from; write --config=NAME with --config.{overrides[0]}=...")
+    for path in overrides:
+        _check_key(config, path)
+    return config, rest
+
+
+def _check_key(config: ConfigDict, path: str) -> None:
+    from sde_score.registry import suggest
+
+    section = config
+    for depth, key in enumerate(path.split(".")):
+        if not isinstance(section, ConfigDict) or key not in section:
+            parent = ".".join(["config", *path.split(".")[:depth]])
+            keys = section.keys() if isinstance(section, ConfigDict) else ()
+            raise UsageError(f"there is no key {parent}.{key}.{suggest(key, keys)}")
+        section = section[key]
 
 
 def _parse(name: str, argv: list[str], define: Callable[[flags.FlagValues], None], *, config: bool = True) -> flags.FlagValues:
@@ -78,25 +103,28 @@ def _parse(name: str, argv: list[str], define: Callable[[flags.FlagValues], None
             print("\n  --config=NAME_OR_FILE[:ARGUMENT]   the configuration, e.g. digits:ve; read from --workdir once the run exists")
             print("  --config.SECTION.KEY=VALUE         any key of it, e.g. --config.sampling.predictor=ancestral_sampling")
         raise SystemExit(0)
+    chosen = None
+    if config:
+        chosen, argv = _config_of(argv)
     try:
-        if config:
-            argv = _config_flag(values, argv, _workdir_of(argv))
+        if chosen is not None:  # told of its arguments: by itself it would look for overrides in those of the process
+            config_flags.DEFINE_config_dict("config", chosen, "configuration", flag_values=values, sys_argv=["sde-score", *argv])
         rest = values(["sde-score", *argv])[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:  # a misspelt config key is a bare AttributeError there
-        # ml_collections says of a misspelt key: "'predictr'\nDid you mean ..."
-        text = str(error).replace("\\n", ". ").replace("\\", "").strip("'\"").replace("'.", ".")
-        raise UsageError(f"no such key in the configuration: {text}" if isinstance(error, (AttributeError, KeyError)) else text) from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(" ".join(str(error.args[0] if error.args else error).split())) from error
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
     return values
 
 
-def _chosen_config(values: flags.FlagValues):
+def _chosen_config(values: flags.FlagValues) -> ConfigDict | None:
     """The configuration after all flags, or None if the line names none and no run is there."""
     if "config" not in values or values.config is None:
         return None
     config = values.config
-    config.plugins = tuple(config.plugins) + tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in values.plugin)
+    given = [str(Path(p).resolve()) if p.endswith(".py") else p for p in values.plugin]
+    names = {Path(p).name for p in given}  # a plug-in that has moved takes the place of its former self
+    config.plugins = (*(p for p in config.plugins if Path(p).name not in names), *given)
     return config
 
 
@@ -172,7 +200,7 @@ def sample(argv: list[str]) -> None:
     if not main:
         return
     files = save_samples(samples, run, values.tag or sampler_tag(run))
-    files["report"] = str(write_run_report(run))
+    files["report"] = str(write_run_report(run, redraw=False))
     facts = samples.facts
     lines = [f"{facts['num']} samples, {facts['nfe']} score evaluations each, {facts['seconds']} s", *(f"{k}: {v}" for k, v in files.items())]
     _finish(values, facts | {"files": files}, lines)
@@ -199,7 +227,7 @@ def likelihood(argv: list[str]) -> None:
         main = distributed.is_main()
     if not main:
         return
-    report = write_run_report(run)
+    report = write_run_report(run, redraw=False)
     _finish(values, found, [*likelihood_lines(found), f"report: {report}"])
 
 
@@ -235,7 +263,7 @@ def evaluate(argv: list[str]) -> None:
         main = distributed.is_main()
     if not main:
         return
-    report = write_run_report(run)
+    report = write_run_report(run, redraw=False)
     _finish(values, found, [*evaluation_lines(found), f"report: {report}"])
 
 
@@ -256,6 +284,39 @@ def report(argv: list[str]) -> None:
 
     path = str(write_run_report(run))
     _finish(values, {"report": path}, [path])
+
+
+def import_checkpoint(argv: list[str]) -> None:
+    """Turn a checkpoint of the original PyTorch release (.pth) into a run directory."""
+
+    def define(values):
+        flags.DEFINE_string("checkpoint", None, "the .pth file; nothing in it is executed", flag_values=values)
+        flags.DEFINE_string("published", None, "its configuration, e.g. ve/cifar10_ncsnpp_continuous, where its tensors do not tell", flag_values=values)
+        flags.DEFINE_string("workdir", None, "the run directory to make", flag_values=values)
+
+    values = _parse("import", argv, define, config=False)
+    if values.checkpoint is None or values.workdir is None:
+        raise UsageError("write --checkpoint=FILE.pth --workdir=DIR")
+    from sde_score.run.import_official import import_official
+
+    run = import_official(values.checkpoint, values.workdir, values.published)
+    _finish(values, {"workdir": values.workdir, "step": run.step}, [f"{values.workdir}: step {run.step}; try: sde-score sample --workdir={values.workdir}"])
+
+
+def export_checkpoint(argv: list[str]) -> None:
+    """Write a run with a published network as a checkpoint under the original names."""
+
+    def define(values):
+        flags.DEFINE_string("workdir", None, "the run directory", flag_values=values)
+        flags.DEFINE_string("to", None, "the .pth file to write", flag_values=values)
+
+    values = _parse("export", argv, define, config=False)
+    if values.to is None or values.workdir is None:
+        raise UsageError("write --workdir=DIR --to=FILE.pth")
+    from sde_score.run.import_official import export_official
+
+    export_official(values.workdir, values.to)
+    _finish(values, {"file": values.to}, [values.to])
 
 
 def list_components(argv: list[str]) -> None:
@@ -302,7 +363,7 @@ def quickstart(argv: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train, "sample": sample, "likelihood": likelihood, "evaluate": evaluate, "report": report, "list": list_components,
+    "train": train, "sample": sample, "likelihood": likelihood, "evaluate": evaluate, "report": report, "list": list_components, "import": import_checkpoint, "export": export_checkpoint,
     "quickstart": quickstart,
 }  # fmt: skip
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sde_score.run.run import Run
-from sde_score.visual.plots import extent_of, plot_density, plot_loss, plot_loss_by_noise, plot_score_field
+from sde_score.visual.plots import extent_of, plane, plot_density, plot_loss, plot_loss_by_noise, plot_score_field
 from sde_score.visual.report import Section, Table, write_report
 from sde_score.visual.svg import bar_chart
+
+PLANE = 70  # points along an axis of a density's picture: each is an ODE to be solved
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -37,27 +39,28 @@ def _plane_plots(run: Run, folder: Path) -> dict[str, Path]:
 
     from sde_score.likelihood import log_likelihood
 
-    points = run.data.test[range(min(2000, len(run.data.test)))][0]
-    extent, log_det = extent_of(points), run.scaler.log_det
+    extent = extent_of(run.data.test[range(min(2000, len(run.data.test)))][0])
+
+    def scaled(x):
+        return run.scaler.forward(x.float()).to(run.device)
 
     def model_density(x):
-        scaled = run.scaler.forward(x.float()).to(run.device)
-        solver = run.config.likelihood.solver
-        return log_likelihood(run.sde, run.score_fn(), scaled, solver=solver, trace="exact", t_min=run.config.likelihood.t_min).logp.detach().cpu() + log_det
+        found = log_likelihood(run.sde, run.score_fn(), scaled(x), solver="dopri5(rtol=1e-4, atol=1e-4)", trace="exact", t_min=run.config.likelihood.t_min)
+        return found.logp.detach().cpu() + run.scaler.log_det
 
+    grid = model_density(plane(extent, PLANE)).reshape(PLANE, PLANE)
     law = run.data.law
-    densities = ({"truth": law.log_prob} if law is not None else {}) | {"model": model_density}
     level = run.sde.time_of_log_snr(torch.tensor(4.0))  # little noise: where the score is that of a slightly blurred density
 
     def model_score(x):
-        scaled = run.scaler.forward(x.float()).to(run.device)
         with torch.no_grad():
-            return run.model(scaled, level.expand(len(x)).to(scaled)).cpu()
+            return run.model(scaled(x), level.expand(len(x)).to(run.device)).cpu()
 
-    title = f"score at t = {float(level):.3g}"
     return {
-        "density": plot_density(folder / "density.png", densities, extent=extent),
-        "score_field": plot_score_field(folder / "score_field.png", {title: model_score}, extent=extent, log_density=model_density),
+        "density": plot_density(folder / "density.png", ({"truth": law.log_prob} if law is not None else {}) | {"model": grid}, extent=extent),
+        "score_field": plot_score_field(
+            folder / "score_field.png", {f"score at t = {float(level):.3g}": model_score}, extent=extent, log_density=grid
+        ),
     }
 
 
@@ -87,7 +90,7 @@ def _likelihood_section(found: dict[str, Any]) -> Section:
         if "truth" in found:
             rows.append(("the true law", (found["truth"]["mean"], found["truth"]["stderr"])))
         unit, note = "nats per sample", "Mean log density in the data's own units; higher is better."
-    chart = bar_chart([r[0] for r in rows], [r[1][0] for r in rows], errors=[r[1][1] for r in rows], highlight=(0,), unit=unit, title=unit)
+    chart = None if "truth" in found or "bits_per_dim" not in found else bar_chart([r[0] for r in rows], [r[1][0] for r in rows], errors=[r[1][1] for r in rows], highlight=(0,), unit=unit, title=unit)
     text = f"{found['num']} {found['split']} samples, {found['trace']}, {found['solver']}, {found['nfe']:.0f} evaluations each, {found['seconds']} s."
     return Section(f"Likelihood of the {found['split']} data", text=text, table=Table(["model", unit], rows, highlight=(0,), note=note), svg=chart)
 
@@ -104,9 +107,10 @@ def _evaluation_section(found: dict[str, Any]) -> Section:
     return Section("Sample quality", table=Table(["figure", "samples", "training data"], rows, note=note))
 
 
-def write_run_report(run: Run) -> Path:
-    """Draw what is to be drawn and write `report.html`."""
-    plots = draw_plots(run)
+def write_run_report(run: Run, *, redraw: bool = True) -> Path:
+    """Write `report.html`; `redraw=False` takes the plots that are there."""
+    drawn = {path.stem: path for path in sorted((run.workdir / "plots").glob("*.png"))}
+    plots = draw_plots(run) if redraw or not drawn else drawn
     facts = _read(run.workdir / "run.json")
     sections = _samples_sections(run)
     sections += [_likelihood_section(_read(p)) for p in sorted((run.workdir / "likelihood").glob("*.json"))]
