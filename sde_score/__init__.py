@@ -1,3 +1,21 @@
-"""Score-based generative modelling through stochastic differential equations, with pluggable components."""
+"""Score-based generative modelling through stochastic differential equations, with pluggable components.
+
+    run = sde_score.train("digits", workdir="runs/digits", minutes=2)      # or sde_score.load("runs/digits")
+    run.sample(64, method="ode").save("grid.png")
+    run.bits_per_dim("test")
+"""
 
 __version__ = "0.1.0"
+__all__ = ["load", "train"]
+
+
+def __getattr__(name: str):
+    if name in __all__:  # only now: the command line shows its help without torch
+        from sde_score.run import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -144,7 +145,9 @@ def _run_flags(values: flags.FlagValues) -> None:
 
 def _finish(values: flags.FlagValues, result: dict, lines: list[str]) -> None:
     if values.json:
-        print(json.dumps(result))
+        from sde_score.run.run import plain
+
+        print(json.dumps(plain(result)))
     else:
         print("\n".join(lines))
 
@@ -172,6 +175,8 @@ def train(argv: list[str]) -> None:
     report = write_run_report(run)
     lines = [f"{result.status} at step {result.step} after {result.seconds:.0f} s; {result.skipped} steps skipped", f"report: {report}"]
     _finish(values, {"status": result.status, "step": result.step, "seconds": result.seconds, "workdir": str(run.workdir), "report": str(report)}, lines)
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
 
 
 def sample(argv: list[str]) -> None:
@@ -186,6 +191,10 @@ def sample(argv: list[str]) -> None:
         flags.DEFINE_bool("trajectory", True, "a strip and an animation from noise to data", flag_values=values)
 
     values = _parse("sample", argv, define)
+    try:
+        labels = [int(v) for v in values.labels]
+    except ValueError as error:
+        raise UsageError(f"--labels are class numbers, such as --labels=0,1; got {','.join(values.labels)}") from error
     run = _need_run(values)
     from sde_score.run.report import write_run_report
     from sde_score.run.sample import sample as run_sample
@@ -194,7 +203,7 @@ def sample(argv: list[str]) -> None:
 
     with distributed.processes(run.config.device):
         samples = run_sample(
-            run, values.num, seed=values.seed, labels=[int(v) for v in values.labels] or None, progress=not values.json, trajectory=values.trajectory
+            run, values.num, seed=values.seed, labels=labels or None, progress=not values.json, trajectory=values.trajectory
         )
         main = distributed.is_main()
     if not main:
@@ -350,16 +359,19 @@ def quickstart(argv: list[str]) -> None:
         flags.DEFINE_string("workdir", "runs/quickstart", "the run directory", flag_values=values)
 
     values = _parse("quickstart", argv, define, config=False)
-    workdir = values.workdir
-    base = [f"--workdir={workdir}"]
-    train(["--config=digits", *base])
-    sample([*base, "--num=100", "--tag=pc"])
-    sample([*base, "--num=100", "--tag=ode", "--config.sampling.method=ode"])
-    likelihood(base)
-    evaluate(base)
-    folder = Path(workdir)
-    pictures = [*sorted(folder.glob("samples/p*.png")), *sorted(folder.glob("samples/ode*.png")), *sorted(folder.glob("plots/*.png"))]
-    print("\npictures:", *(f"  {p}" for p in pictures), f"report:\n  {folder / 'report.html'}", sep="\n")
+    base = [f"--workdir={values.workdir}"]
+    # with --json the words of the parts go to stderr, and only the result to stdout
+    with contextlib.redirect_stdout(sys.stderr) if values.json else contextlib.nullcontext():
+        train(["--config=digits", *base])
+        sample([*base, "--num=100", "--tag=pc"])
+        sample([*base, "--num=100", "--tag=ode", "--config.sampling.method=ode"])
+        likelihood(base)
+        evaluate(base)
+    folder = Path(values.workdir)
+    pictures = [str(p) for pattern in ("samples/p*.png", "samples/ode*.png", "plots/*.png") for p in sorted(folder.glob(pattern))]
+    found = {name: json.loads((folder / file).read_text()) for name, file in (("likelihood", "likelihood/test.json"), ("evaluation", "eval/metrics.json"))}
+    result = {"workdir": str(folder), "pictures": pictures, "report": str(folder / "report.html")} | found
+    _finish(values, result, ["", "pictures:", *(f"  {p}" for p in pictures), "report:", f"  {folder / 'report.html'}"])
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -397,6 +409,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if wants_traceback:
             traceback.print_exc()
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = f" for {error.filename}" if error.filename else ""
+            print(f"sde-score {argv[0]}: no room on the disk{what}. What was written before is intact; free some space and repeat the command.", file=sys.stderr)
         else:
             text = " ".join(str(error).split()) or type(error).__name__
             expected = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))

@@ -13,6 +13,7 @@ from ml_collections.config_dict import placeholder
 # Keys that decide what a run is: they cannot change once it has begun.
 IDENTITY = ("sde", "model", "data", "seed")
 TRAINING_IDENTITY = ("objective", "batch_size")  # and the whole section `optim`: to go on with others is another training run
+NOT_IDENTITY = ("data.root", "data.download", "data.workers")  # where the data lie and who reads them is no matter
 CONFIG_FOLDERS = (Path("configs"), Path(__file__).resolve().parent.parent / "configs", Path(__file__).resolve().parent / "configs")
 
 
@@ -149,7 +150,19 @@ def read_run(workdir: str | Path) -> ConfigDict:
         raise FileNotFoundError(
             f"{workdir} is not a run directory (it has no config.json). Train first: sde-score train --config=digits --workdir={workdir}"
         )
-    return from_json(path.read_text())
+    text = path.read_text()
+    if not is_run(workdir):
+        raise ValueError(f"{path} is not the configuration of a run of ours, or it is damaged; choose another --workdir, or restore that file.")
+    return from_json(text)
+
+
+def is_run(workdir: str | Path) -> bool:
+    """Does the directory hold a configuration of ours, whole?"""
+    try:
+        values = json.loads((Path(workdir) / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and {"sde", "model", "data", "training"} <= values.keys()
 
 
 def differences(a: ConfigDict, b: ConfigDict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -167,6 +180,8 @@ def differences(a: ConfigDict, b: ConfigDict, prefix: str = "") -> dict[str, tup
 def identity(key: str) -> bool:
     """Does a change of this key (such as `optim.lr`) make another run of it?"""
     section, _, rest = key.partition(".")
+    if key in NOT_IDENTITY:
+        return False
     return section in (*IDENTITY, "optim") or (section == "training" and rest in TRAINING_IDENTITY)
 
 
@@ -195,4 +210,6 @@ def load_config(spec: str) -> ConfigDict:
     module_spec = importlib.util.spec_from_file_location(f"sde_score_config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} has no function get_config; a configuration file defines get_config() and returns a ConfigDict.")
     return module.get_config(argument) if argument else module.get_config()

@@ -6,15 +6,32 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from sde_score.data import DataInfo, DataSplits, load_dataset
+from sde_score.likelihood import TRACES
 from sde_score.models import MODELS, ScoreModel
 from sde_score.objectives import OBJECTIVES, Objective
 from sde_score.sampling import Sampler, make_sampler
 from sde_score.sdes import SDE, SDES
+from sde_score.solvers import SOLVERS
+
+GIVEN = "given in Python"  # `config.data.name` of a run trained on data that were handed over, not named
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Say in an error which key of the configuration is to blame."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if type(error) not in (ValueError, TypeError):  # those with a name of their own say it themselves
+            raise
+        raise ValueError(f"{key}: {error}") from error
 
 
 def import_plugins(plugins: tuple[str, ...]) -> None:
@@ -33,6 +50,8 @@ def import_plugins(plugins: tuple[str, ...]) -> None:
                 f"The plug-in {plugin!r} cannot be imported: {error}. Give the path of a .py file or the name of an installed module; "
                 "a run made with a plug-in that has moved takes its new place with --plugin=FILE."
             ) from error
+        except Exception as error:
+            raise ImportError(f"The plug-in {plugin!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _import_file(path: Path) -> None:
@@ -53,14 +72,18 @@ def _import_file(path: Path) -> None:
 
 def build_sde(config: ConfigDict) -> SDE:
     """The SDE of `config.sde`."""
-    return SDES.build(config.sde)
+    with naming("config.sde"):
+        return SDES.build(config.sde)
 
 
 def build_data(config: ConfigDict) -> DataSplits:
     """The data of section `data`."""
     data = config.data
     settings = {k: data[k] for k in ("root", "image_size", "channels", "holdout", "on_error", "download") if data[k] is not None}
-    return load_dataset(data.name, **settings)
+    if data.name == GIVEN:
+        raise ValueError("This run was trained on data given in Python. Hand them over again: sde_score.load(workdir, data=...).")
+    with naming("config.data"):
+        return load_dataset(data.name, **settings)
 
 
 def build_model(config: ConfigDict, info: DataInfo, sde: SDE | None = None) -> ScoreModel:
@@ -78,17 +101,34 @@ def build_model(config: ConfigDict, info: DataInfo, sde: SDE | None = None) -> S
         if info.num_classes is None:
             raise ValueError(f"config.model.class_conditional is True, but the data set {info.name!r} has no labels.")
         context["num_classes"] = info.num_classes
-    network = MODELS.build(config.model.name, **context)
-    return ScoreModel(network, sde if sde is not None else build_sde(config), config.model.parameterization)
+    sde = sde if sde is not None else build_sde(config)
+    with naming("config.model"):
+        return ScoreModel(MODELS.build(config.model.name, **context), sde, config.model.parameterization)
 
 
 def build_objective(config: ConfigDict, sde: SDE) -> Objective:
     """The objective of `config.training.objective`."""
-    return OBJECTIVES.build(config.training.objective, sde)
+    with naming("config.training.objective"):
+        return OBJECTIVES.build(config.training.objective, sde)
 
 
 def build_sampler(config: ConfigDict, sde: SDE) -> Sampler:
     """The sampler of section `sampling`. Keys that are None, and keys the method does not have, are left to its own defaults."""
     section = config.sampling
     settings = {k: section[k] for k in section if k not in ("method", "batch_size") and section[k] is not None}
-    return make_sampler(section.method, sde, **settings)
+    with naming("config.sampling"):
+        if section.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {section.batch_size}.")
+        return make_sampler(section.method, sde, **settings)
+
+
+def check_likelihood(config: ConfigDict, sde: SDE) -> None:
+    """Can likelihoods be computed with section `likelihood`? Raises `ValueError` where they cannot."""
+    section = config.likelihood
+    with naming("config.likelihood"):
+        TRACES.build(section.trace)
+        SOLVERS.build(section.solver)
+        if section.t_min is not None and not 0 <= section.t_min < sde.T:
+            raise ValueError(f"t_min must lie in [0, T) = [0, {sde.T:g}); got {section.t_min}.")
+        if section.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {section.batch_size}.")

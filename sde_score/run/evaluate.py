@@ -10,6 +10,7 @@ import torch
 
 from sde_score.data import Split, iterate
 from sde_score.likelihood import bits_per_dim, log_likelihood, summarize
+from sde_score.run.build import check_likelihood
 from sde_score.run.run import Run, provenance, write_json
 from sde_score.run.sample import sample
 from sde_score.tensors import SampleNoise
@@ -34,6 +35,9 @@ def likelihood(
     an incomplete last batch too. Writes `likelihood/<split>.json` in the run directory.
     """
     section, data = run.config.likelihood, _split(run, split)
+    if repeats < 1 or (num is not None and num < 1):
+        raise ValueError(f"A likelihood needs at least one sample and one pass; got num={num}, repeats={repeats}.")
+    check_likelihood(run.config, run.sde)
     images = run.info.levels is not None
     if images and not run.scaler.dequantizes:
         raise ValueError(

@@ -29,7 +29,7 @@ def draw_plots(run: Run) -> dict[str, Path]:
                 plots[name] = plot(folder / f"{name}.png", metrics)
             except ValueError:  # too short a run has nothing of that kind to show
                 continue
-    if run.info.shape == (2,):
+    if run.info.shape == (2,) and run.has_data():
         plots |= _plane_plots(run, folder)
     return plots
 
@@ -68,9 +68,11 @@ def _samples_sections(run: Run) -> list[Section]:
     sections = []
     for facts_file in sorted((run.workdir / "samples").glob("*.json")):
         facts = _read(facts_file)
-        pictures = [(facts["files"][kind], caption) for kind, caption in (
-            ("png", f"{facts['num']} samples, seed {facts['seed']}"), ("trajectory", "from noise to data"),
-        ) if kind in facts["files"]]  # fmt: skip
+        # beside the facts, wherever the run directory has been moved to
+        pictures = [(str(path), caption) for path, caption in (
+            (facts_file.with_suffix(".png"), f"{facts['num']} samples, seed {facts['seed']}"),
+            (facts_file.with_name(f"{facts_file.stem}_trajectory.png"), "from noise to data"),
+        ) if path.is_file()]  # fmt: skip
         settings = ", ".join(f"{k}={v}" for k, v in facts["sampling"].items() if k != "batch_size")
         text = f"{settings}. {facts['nfe']} score evaluations per sample, {facts['seconds']} s, weights of step {facts['step']}."
         sections.append(Section(f"Samples: {facts_file.stem.replace('_', ' ')}", text=text, image=pictures or None))

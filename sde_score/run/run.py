@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -17,19 +18,29 @@ from ml_collections import ConfigDict
 
 import sde_score
 from sde_score.config import differences, from_json, identity, read_run, to_json
-from sde_score.data import DataInfo, DataSplits, Scaler
+from sde_score.data import DataInfo, DataSplits, Scaler, from_arrays
 from sde_score.models import ScoreModel
 from sde_score.run.build import build_data, build_model, build_sde, import_plugins
 from sde_score.sdes import SDE
-from sde_score.training import Checkpoint, load_checkpoint
+from sde_score.training import Checkpoint, CheckpointError, load_checkpoint
 from sde_score.training.checkpoint import write_atomically
 from sde_score.training.distributed import pick_device
+from sde_score.training.state import check_same_keys
 
 
 def write_json(path: Path, values: Any) -> None:
     """Write JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write((json.dumps(values, indent=2) + "\n").encode()))
+    write_atomically(path, lambda file: file.write((json.dumps(plain(values), indent=2) + "\n").encode()))
+
+
+def plain(values: Any) -> Any:
+    """Values as JSON knows them: numbers that are not finite, which it does not know, become null."""
+    if isinstance(values, dict):
+        return {key: plain(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [plain(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def provenance() -> dict[str, str]:
@@ -56,6 +67,13 @@ def saved_state(config: ConfigDict, info: DataInfo, scaler: Scaler) -> dict[str,
     return {"config": config.to_dict(), "info": info.to_dict(), "scaler": scaler.state_dict()}
 
 
+def as_splits(data: Any) -> DataSplits:
+    """Data given in Python: `DataSplits`, an array `(N, *)`, or a pair `(x, y)` with labels."""
+    if isinstance(data, DataSplits):
+        return data
+    return from_arrays(*data) if isinstance(data, tuple) else from_arrays(data)
+
+
 @dataclass
 class Run:
     """A trained model with all that is needed to use it. `model` holds the averaged weights (see `load`)."""
@@ -76,6 +94,14 @@ class Run:
         if self._data is None:
             self._data = build_data(self.config)
         return self._data
+
+    def has_data(self) -> bool:
+        """Are the data still where the run found them? Sampling goes without."""
+        try:
+            return self.data is not None
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            print(f"The data of this run cannot be loaded, so pictures show none beside the samples ({error})", file=sys.stderr)
+            return False
 
     def score_fn(self, **cond):
         """The model as a score function."""
@@ -120,11 +146,14 @@ def check_same_run(saved: ConfigDict, asked: ConfigDict, what: str) -> None:
     """Refuse a configuration that contradicts the run's own, naming both values."""
     contradictions = {k: v for k, v in differences(saved, asked).items() if identity(k)}
     if contradictions:
-        lines = "; ".join(f"config.{key} is {old!r} in the run, {new!r} asked for" for key, (old, new) in contradictions.items())
-        raise ValueError(f"{what} contradicts the run directory: {lines}. Leave these flags out, or choose another --workdir (or --overwrite when training).")
+        there = "in it" if what.startswith("The checkpoint") else "in the run"
+        lines = "; ".join(f"config.{key} is {old!r} {there}, {new!r} asked for" for key, (old, new) in contradictions.items())
+        raise ValueError(f"{what} contradicts {'the run' if there == 'in it' else 'the run directory'}: {lines}. Leave these flags out, or choose another --workdir (or --overwrite when training).")
 
 
-def load(workdir: str | os.PathLike, config: ConfigDict | None = None, *, checkpoint: str | None = None, ema: bool = True) -> Run:
+def load(
+    workdir: str | os.PathLike, config: ConfigDict | None = None, *, checkpoint: str | os.PathLike | None = None, ema: bool = True, data: Any = None
+) -> Run:
     """Load a run from its directory: nothing else is needed.
 
     Args:
@@ -132,6 +161,7 @@ def load(workdir: str | os.PathLike, config: ConfigDict | None = None, *, checkp
         config: the run's configuration with changed sampling, likelihood, evaluation, device or plugins; default: as it is.
         checkpoint: a checkpoint file; default: the newest good one.
         ema: use the averaged weights.
+        data: the data, if they were given in Python when training; see `sde_score.train`.
 
     Raises `ValueError` when `config` contradicts the run, `FileNotFoundError` and `CheckpointError` when there is nothing to load.
     """
@@ -141,11 +171,17 @@ def load(workdir: str | os.PathLike, config: ConfigDict | None = None, *, checkp
     check_same_run(saved, config, "The configuration")
     import_plugins(config.plugins)
     found: Checkpoint = load_checkpoint(checkpoint if checkpoint else workdir, say=lambda m: print(m, file=sys.stderr))
+    if not found.config or not {"config", "info", "scaler"} <= found.config.keys():
+        raise CheckpointError(f"{found.path} does not say what it is a model of; it was not written by a run of ours.")
+    check_same_run(from_json(json.dumps(found.config["config"])), config, f"The checkpoint {found.path}")
     info = DataInfo.from_dict(found.config["info"])
     scaler = Scaler.from_state_dict(found.config["scaler"])
     sde = build_sde(config)
     model = build_model(config, info, sde)
-    model.load_state_dict(found.weights(ema=ema))
-    device = pick_device(config.device)
+    weights = found.weights(ema=ema)
+    check_same_keys(model, weights, f"checkpoint {found.path}")
+    model.load_state_dict(weights)
+    local_rank = os.environ.get("LOCAL_RANK")  # each process of a torchrun has a GPU of its own
+    device = pick_device(config.device, None if local_rank is None else int(local_rank))
     model = model.to(device).eval().requires_grad_(False)
-    return Run(config, info, scaler, sde, model, workdir, found.step, device)
+    return Run(config, info, scaler, sde, model, workdir, found.step, device, None if data is None else as_splits(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,6 +193,8 @@ def save_picture(samples: Samples, run: Run, path: Path) -> Path:
     if samples.x.ndim == 2:
         from sde_score.visual.plots import plot_scatter
 
+        if not run.has_data():
+            return samples.save(path)
         count = min(len(run.data.test), len(samples.x))
         return plot_scatter(path, {"data": run.scaler.inverse(run.scaler.encode(run.data.test[range(count)][0])), "samples": samples.x})
     return samples.save(path)
@@ -210,7 +213,7 @@ def sample_action(run: Run, num: int, seed: int):
             if samples.x.ndim > 2 or samples.x.shape[1] == 2:
                 save_picture(samples, now, run.workdir / "samples" / f"step_{state.step:08d}.png")
         except FloatingPointError as error:  # an early model may diverge under a sampler; training need not stop for that
-            print(f"No sample grid at step {state.step}: {error}")
+            print(f"No sample grid at step {state.step}: {error}", file=sys.stderr)
         finally:
             model.train(was_training)
 

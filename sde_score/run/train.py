@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
 
-from sde_score.config import from_json, read_run, to_json
+from sde_score.config import from_json, is_run, read_run, to_json
 from sde_score.data import BatchLoader, DataSplits, Scaler, iterate
 from sde_score.models.ema import EMA
-from sde_score.run.build import build_data, build_model, build_objective, build_sampler, build_sde, import_plugins
-from sde_score.run.run import Run, check_same_run, load, provenance, saved_state, write_json
+from sde_score.run.build import GIVEN, build_data, build_model, build_objective, build_sampler, build_sde, check_likelihood, import_plugins
+from sde_score.run.run import Run, as_splits, check_same_run, load, provenance, saved_state, write_json
 from sde_score.run.sample import sample_action
 from sde_score.training import (
     CheckpointStore,
@@ -25,6 +27,7 @@ from sde_score.training import (
     distributed,
     make_optimizer,
 )
+from sde_score.training.checkpoint import list_checkpoints
 
 RUN_FILES = ("config.json", "run.json", "metrics.jsonl", "log.txt", "checkpoints", "samples", "plots", "likelihood", "eval", "tensorboard", "report.html")
 
@@ -36,17 +39,22 @@ def make_scaler(config: ConfigDict, data: DataSplits) -> Scaler:
 
 def _prepare_workdir(config: ConfigDict, workdir: Path, overwrite: bool) -> None:
     """Refuse to mix two runs in one directory; `overwrite` begins anew."""
-    if not (workdir / "config.json").is_file():
-        strangers = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
-        if strangers and not set(strangers) <= {*RUN_FILES}:
-            raise ValueError(f"{workdir} is not empty and not a run directory (it holds {', '.join(sorted(strangers)[:4])}); choose another --workdir.")
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is a file; choose another --workdir.")
+    if not is_run(workdir):
+        there = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
+        # what a run killed at its very beginning leaves behind is no stranger
+        strangers = sorted(n for n in there if n == "config.json" or (n not in RUN_FILES and not (n.startswith(".") and n.endswith(".tmp"))))
+        if strangers:
+            raise ValueError(f"{workdir} is not empty and not a run directory (it holds {', '.join(strangers[:4])}); choose another --workdir.")
         return
     if overwrite:
         for name in RUN_FILES:
             path = workdir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return
-    check_same_run(read_run(workdir), config, "This training")
+    if list_checkpoints(workdir / "checkpoints"):  # before the first one there is nothing that could be contradicted
+        check_same_run(read_run(workdir), config, "This training")
 
 
 def validation_batches(config: ConfigDict, data: DataSplits) -> list:
@@ -56,36 +64,38 @@ def validation_batches(config: ConfigDict, data: DataSplits) -> list:
     return [(batch.x, {"y": batch.y} if conditional else None) for batch in batches]
 
 
-def train(config: ConfigDict, workdir: str | Path, *, overwrite: bool = False, data: DataSplits | None = None) -> tuple[Run, TrainResult]:
+def train(config: ConfigDict, workdir: str | Path, *, overwrite: bool = False, data: Any = None) -> tuple[Run, TrainResult]:
     """Train the model of a configuration in a run directory, or go on where it stopped.
 
     Args:
         config: what to train.
         workdir: the run directory; the same command again resumes it, bit for bit on the CPU.
         overwrite: delete a run that is there and begin anew.
-        data: use these data instead of those of section `data` (from Python).
+        data: use these data instead of those of section `data` (from Python): `DataSplits`, an array `(N, *)`, or a pair `(x, y)` with labels.
 
     Returns the trained run and how training ended. Raises `ValueError` when the configuration contradicts the run in `workdir`.
     """
     workdir = Path(workdir)
     config = from_json(to_json(config))  # a copy of our own, in the shape of the defaults
+    config.plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in config.plugins)  # the run may be used from elsewhere
+    if data is not None:
+        config.data.name = GIVEN
     import_plugins(config.plugins)
     sde = build_sde(config)
     objective = build_objective(config, sde)
     build_sampler(config, sde)  # a misspelt sampler is an error now, not after the training
+    check_likelihood(config, sde)
     with distributed.processes(config.device) as device:
         if distributed.is_main():
             _prepare_workdir(config, workdir, overwrite)
         distributed.barrier()
-        data = data if data is not None else build_data(config)
+        data = as_splits(data) if data is not None else build_data(config)
         scaler = make_scaler(config, data)
         torch.manual_seed(config.seed)  # the initial weights
         model = build_model(config, data.info, sde).to(device)
         result = _fit(config, workdir, data, scaler, model, objective, device)
         distributed.barrier()
-    run = load(workdir, config)
-    run._data = data
-    return run, result
+    return load(workdir, config, data=data), result
 
 
 def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult:
@@ -112,8 +122,6 @@ def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult
     if distributed.is_main():
         workdir.mkdir(parents=True, exist_ok=True)
         say = TextLog(workdir / "log.txt")
-        (workdir / "config.json").write_text(to_json(config) + "\n")
-        write_json(workdir / "run.json", provenance() | {"device": str(device), "processes": distributed.world_size(), "status": "running"})
         writers.append(JSONLWriter(workdir / "metrics.jsonl"))
         if section.tensorboard:
             writers.append(TensorBoardWriter(workdir / "tensorboard", say=say))
@@ -132,15 +140,20 @@ def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult
         checkpoints=CheckpointStore(workdir, keep=section.keep_checkpoints, say=say or print), writers=writers, say=say,
         config=saved_state(config, data.info, scaler),
     )  # fmt: skip
+    facts: dict[str, Any] = {"device": str(device), "processes": distributed.world_size()}
     try:
+        if distributed.is_main():  # not before everything could be built: a flag in error leaves a run as it was
+            write_json(workdir / "config.json", config.to_dict())
+            write_json(workdir / "run.json", provenance() | facts | {"status": "running"})
         result = trainer.run()
     except BaseException as error:
         if distributed.is_main():
-            write_json(workdir / "run.json", provenance() | {"device": str(device), "status": "failed", "error": f"{type(error).__name__}: {error}"})
+            with suppress(OSError):  # on a full disk the first error is the one to tell
+                write_json(workdir / "run.json", provenance() | facts | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
         raise
     finally:
         loader.close()
     if distributed.is_main():
-        facts = {"device": str(device), "status": result.status, "step": result.step, "seconds": round(result.seconds, 1), "skipped": result.skipped}
+        facts |= {"status": result.status, "step": result.step, "seconds": round(result.seconds, 1), "skipped": result.skipped}
         write_json(workdir / "run.json", provenance() | facts)
     return result
