@@ -9,7 +9,7 @@ from sde_score.configs.common import make_config, spec_of
 def get_config(sde: str = "vp"):
     """`sde`: ve, vp or subvp, or any other SDE spec."""
     return make_config(
-        sde=spec_of(sde, ve="ve(sigma_min=0.003, sigma_max=20.)", subvp="subvp(t_min=1e-3)"),
+        sde=spec_of(sde, ve="ve(sigma_min=0.003, sigma_max=20.)", vp="vp(t_min=1e-4)", subvp="subvp(t_min=1e-3)"),
         data={"name": "digits"},
         model={
             "name": "unet(width=32, attention=(1,), fourier=(0.8, 1.6, 3.2, 6.4, 12.8), dropout=0.1)",
