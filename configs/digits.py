@@ -17,12 +17,12 @@ def get_config(sde: str = "vp"):
             "ema_rate": 0.999,
         },
         training={
-            "objective": "dsm(weighting='edm', times='log_normal(mean=-2.0, std=1.7)', sigma_data=0.7)", "batch_size": 64, "n_iters": 2000,
-            "max_seconds": 170.0, "log_freq": 50, "eval_freq": 500, "eval_samples": 297, "snapshot_freq": 1000, "checkpoint_freq": 500,
+            "objective": "dsm(weighting='edm', times='log_normal(mean=-2.0, std=1.7)', sigma_data=0.7)", "batch_size": 64, "n_iters": 1600,
+            "max_seconds": 180.0, "log_freq": 50, "eval_freq": 400, "eval_samples": 297, "snapshot_freq": 800, "checkpoint_freq": 400,
         },
         optim={"name": "adamw", "lr": 3e-3, "beta2": 0.99, "weight_decay": 0.01, "warmup": 50, "schedule": "cosine"},
         sampling={
-            "predictor": "reverse_diffusion", "corrector": "langevin(snr=0.16, norms='expected')", "steps": 100, "times": "karras(rho=4.)",
+            "predictor": "reverse_diffusion", "corrector": "langevin(snr=0.16, norms='expected')", "steps": 100, "times": "karras(rho=7.)",
             "batch_size": 100,
         },
         likelihood={"batch_size": 99},

@@ -24,9 +24,9 @@ TRAJECTORY_SAMPLES = 8
 
 @dataclass
 class Samples:
-    """Samples in data units: `x` `(N, *)` in [0, 1] for images, the data's own units otherwise.
+    """Samples in data units, `x` `(N, *)`: images in their own grey levels, between 0 and 1; other data in their own units.
 
-    `levels` are an image's grey levels; `facts` say how they were drawn; `trajectory` holds some states on the way.
+    `levels` are the same images as whole numbers; `facts` say how they were drawn; `trajectory` holds some states on the way.
     """
 
     x: Tensor
@@ -153,9 +153,10 @@ def sample(run: Run, num: int = 64, *, seed: int = 0, labels: list[int] | None =
     }  # fmt: skip
     images = run.info.levels is not None
     recorded = kept is not None and bool(kept.kept)
+    levels = run.scaler.to_levels(x) if images else None
     return Samples(
-        x=run.scaler.inverse(x).clamp(0, 1) if images else run.scaler.inverse(x),
-        levels=run.scaler.to_levels(x) if images else None,
+        x=levels / (run.info.levels - 1) if images else run.scaler.inverse(x),
+        levels=levels,
         labels=y,
         facts=facts,
         trajectory=torch.stack([run.scaler.inverse(state) for state in kept.states]) if recorded else None,
