@@ -383,6 +383,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns 0 when done, 1 when it failed, 2 when the line could not be read."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--"]:  # torchrun reads `--num` as its own, unless our words stand behind `--`
+        argv = argv[1:]
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(TOP)
         return 0 if argv else 2

@@ -50,7 +50,8 @@ def _plane_plots(run: Run, folder: Path) -> dict[str, Path]:
 
     grid = model_density(plane(extent, PLANE)).reshape(PLANE, PLANE)
     law = run.data.law
-    level = run.sde.time_of_log_snr(torch.tensor(4.0))  # little noise: where the score is that of a slightly blurred density
+    # little noise: where the score is that of a slightly blurred density; a general SDE has no log-SNR to choose it by
+    level = run.sde.time_of_log_snr(torch.tensor(4.0)) if hasattr(run.sde, "time_of_log_snr") else torch.tensor(0.1 * run.sde.T)
 
     def model_score(x):
         with torch.no_grad():
@@ -73,7 +74,7 @@ def _samples_sections(run: Run) -> list[Section]:
             (facts_file.with_suffix(".png"), f"{facts['num']} samples, seed {facts['seed']}"),
             (facts_file.with_name(f"{facts_file.stem}_trajectory.png"), "from noise to data"),
         ) if path.is_file()]  # fmt: skip
-        settings = ", ".join(f"{k}={v}" for k, v in facts["sampling"].items() if k != "batch_size")
+        settings = ", ".join(f"{k}={v}" for k, v in facts["sampling"].items())
         text = f"{settings}. {facts['nfe']} score evaluations per sample, {facts['seconds']} s, weights of step {facts['step']}."
         sections.append(Section(f"Samples: {facts_file.stem.replace('_', ' ')}", text=text, image=pictures or None))
     return sections

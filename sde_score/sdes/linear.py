@@ -18,10 +18,18 @@ NODES = 32
 
 
 @lru_cache(maxsize=4)
-def _legendre(nodes: int) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre nodes and weights on [0, 1], float64."""
+def _legendre(nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gauss-Legendre nodes `x_i` and weights on [0, 1], and the matrix of the integrals from each node to 1, float64.
+
+    `matrix @ f(x)` are the `∫ f` over `[x_i, 1]` of the polynomial through the `f(x_j)`: its Legendre coefficients are
+    `(2k + 1)/2 Σ_j w_j P_k(x_j) f(x_j)`, and `∫ P_k` over `[x, 1]` is `(P_{k-1}(x) - P_{k+1}(x))/(2k + 1)`.
+    """
     points, weights = np.polynomial.legendre.leggauss(nodes)
-    return torch.from_numpy((points + 1) / 2), torch.from_numpy(weights / 2)
+    p = np.polynomial.legendre.legvander(points, nodes)
+    k = np.arange(1, nodes)
+    integrals = np.column_stack([1 - points, (p[:, k - 1] - p[:, k + 1]) / (2 * k + 1)])
+    matrix = integrals @ (p[:, :nodes] * (np.arange(nodes) + 0.5)).T * weights
+    return tuple(torch.from_numpy(a / 2) for a in (points + 1, weights, matrix))
 
 
 def _same_rank(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,26 +126,20 @@ class LinearSDE(SDE):
 
     # --- derived quantities ------------------------------------------------------------------------------------------------
 
-    def _log_mean(self, s: Tensor, t: Tensor) -> Tensor:
-        """∫ₛᵗ f, for float64 `s` and `t` of shape `(B,)`."""
-        points, weights = (p.to(s) for p in _legendre(NODES))
-        times = s[:, None] + (t - s)[:, None] * points
-        values = self._coeff("drift_coeff", times.reshape(-1))
-        values = values.reshape(*times.shape, *values.shape[1:])
-        return torch.tensordot(weights, values, dims=([0], [1])) * expand_like(t - s, values[:, 0])
-
     def _transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`exp ∫ₛᵗ f` and the variance gathered between `s` and `t`, in float64."""
-        points, weights = (p.to(s) for p in _legendre(NODES))
+        """`exp ∫ₛᵗ f` and the variance gathered between `s` and `t` of shape `(B,)`, in float64."""
+        points, weights, tails = (p.to(s) for p in _legendre(NODES))
         times = s[:, None] + (t - s)[:, None] * points
-        flat = times.reshape(-1)
-        to_end = self._log_mean(flat, t.repeat_interleave(NODES))
-        g = self._coeff("diffusion_coeff", flat)
-        to_end, g = _same_rank(to_end, g)
+        f, g = (self._coeff(name, times.reshape(-1)) for name in ("drift_coeff", "diffusion_coeff"))
+        f = f.reshape(*times.shape, *f.shape[1:])
+        length = expand_like(t - s, f[:, 0])
+        log_mean = torch.tensordot(weights, f, dims=([0], [1])) * length
+        to_end = torch.tensordot(tails, f, dims=([1], [1])).movedim(0, 1) * length[:, None]  # ∫ f from each node to t
+        to_end, g = _same_rank(to_end.flatten(0, 1), g)
         rate = (g * torch.exp(to_end)) ** 2
         rate = rate.reshape(*times.shape, *rate.shape[1:])
         variance = torch.tensordot(weights, rate, dims=([0], [1])) * expand_like(t - s, rate[:, 0])
-        log_mean, variance = _same_rank(self._log_mean(s, t), variance)
+        log_mean, variance = _same_rank(log_mean, variance)
         return torch.exp(log_mean), variance
 
     def _quadrature(self, s: Tensor, t: Tensor, std_s: float) -> tuple[Tensor, Tensor]:
@@ -172,7 +174,7 @@ class LinearSDE(SDE):
         low, high = torch.zeros_like(target), torch.full_like(target, self.T)
         for _ in range(60):
             middle = 0.5 * (low + high)
-            above = self.log_snr(middle) > target
+            above = self.log_snr(middle.reshape(-1)).reshape(middle.shape) > target
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         return (0.5 * (low + high)).to(log_snr.dtype)
 
