@@ -1,6 +1,6 @@
 """CIFAR-10, 32x32 RGB (downloaded by torchvision), with the published NCSN++/DDPM++ networks in continuous time.
 
-    sde-score train --config=cifar10:vp --workdir=runs/cifar10
+sde-score train --config=cifar10:vp --workdir=runs/cifar10
 """
 
 from sde_score.configs.common import make_config, spec_of
@@ -14,17 +14,30 @@ def get_config(sde: str = "vp"):
         sde=spec_of(sde, ve="ve(sigma_min=0.01, sigma_max=50.)"),
         data={"name": "cifar10", "random_flip": True, "centered": not ve},
         model={
-            "name": network + (", embedding_type='fourier', progressive_input='residual')" if ve else ", embedding_type='positional', fir=False)"),
+            "name": network
+            + (
+                ", embedding_type='fourier', progressive_input='residual')"
+                if ve
+                else ", embedding_type='positional', fir=False)"
+            ),
             "parameterization": "score(label='sigma')" if ve else "eps(label='999t', scale_input=False)",
             "ema_rate": 0.999 if ve else 0.9999,
         },
         training={
-            "objective": "dsm", "batch_size": 128, "n_iters": 1_300_000, "log_freq": 50, "eval_freq": 5000, "snapshot_freq": 50_000,
-            "checkpoint_freq": 10_000, "precision": "float32",
+            "objective": "dsm",
+            "batch_size": 128,
+            "n_iters": 1_300_000,
+            "log_freq": 50,
+            "eval_freq": 5000,
+            "snapshot_freq": 50_000,
+            "checkpoint_freq": 10_000,
+            "precision": "float32",
         },
         optim={"lr": 2e-4, "warmup": 5000, "grad_clip": 1.0},
         sampling={
-            "predictor": "reverse_diffusion" if ve else "euler_maruyama", "corrector": "langevin(snr=0.16, norms='expected')" if ve else "none",
-            "steps": 1000, "batch_size": 128,
+            "predictor": "reverse_diffusion" if ve else "euler_maruyama",
+            "corrector": "langevin(snr=0.16, norms='expected')" if ve else "none",
+            "steps": 1000,
+            "batch_size": 128,
         },
-    )  # fmt: skip
+    )

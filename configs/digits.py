@@ -1,6 +1,6 @@
 """scikit-learn's 8x8 digits (embedded, 1500 training and 297 test images): the quick start.
 
-    sde-score train --config=digits:vp --workdir=runs/digits
+sde-score train --config=digits:vp --workdir=runs/digits
 """
 
 from sde_score.configs.common import make_config, spec_of
@@ -17,14 +17,24 @@ def get_config(sde: str = "vp"):
             "ema_rate": 0.999,
         },
         training={
-            "objective": "dsm(weighting='edm', times='log_normal(mean=-2.0, std=1.7)', sigma_data=0.7)", "batch_size": 64, "n_iters": 1600,
-            "max_seconds": 180.0, "log_freq": 50, "eval_freq": 400, "eval_samples": 297, "snapshot_freq": 800, "checkpoint_freq": 400,
+            "objective": "dsm(weighting='edm', times='log_normal(mean=-2.0, std=1.7)', sigma_data=0.7)",
+            "batch_size": 64,
+            "n_iters": 1600,
+            "max_seconds": 180.0,
+            "log_freq": 50,
+            "eval_freq": 400,
+            "eval_samples": 297,
+            "snapshot_freq": 800,
+            "checkpoint_freq": 400,
         },
         optim={"name": "adamw", "lr": 3e-3, "beta2": 0.99, "weight_decay": 0.01, "warmup": 50, "schedule": "cosine"},
         sampling={
-            "predictor": "reverse_diffusion", "corrector": "langevin(snr=0.16, norms='expected')", "steps": 100, "times": "karras(rho=7.)",
+            "predictor": "reverse_diffusion",
+            "corrector": "langevin(snr=0.16, norms='expected')",
+            "steps": 100,
+            "times": "karras(rho=7.)",
             "batch_size": 100,
         },
         likelihood={"batch_size": 99},
         evaluation={"num_samples": 400},
-    )  # fmt: skip
+    )

@@ -1,7 +1,7 @@
 """Two-dimensional laws with known density and score: mixture_grid, two_moons, swiss_roll, checkerboard.
 
-    sde-score train --config=toy2d:vp --workdir=runs/toy                                   # the default law, two_moons
-    sde-score train --config=toy2d:ve --config.data.name=checkerboard --workdir=runs/checkerboard
+sde-score train --config=toy2d:vp --workdir=runs/toy                                   # the default law, two_moons
+sde-score train --config=toy2d:ve --config.data.name=checkerboard --workdir=runs/checkerboard
 """
 
 from sde_score.configs.common import make_config, spec_of
@@ -14,10 +14,24 @@ def get_config(sde: str = "vp"):
         data={"name": "two_moons"},
         model={"name": "mlp", "parameterization": "edm(sigma_data=1.)", "ema_rate": 0.999},
         training={
-            "objective": "dsm(times='mixed(share=0.5)')", "batch_size": 512, "n_iters": 5000, "max_seconds": 240.0, "log_freq": 100, "eval_freq": 1000,
-            "eval_samples": 1000, "snapshot_freq": 2500, "snapshot_samples": 1000, "checkpoint_freq": 1000,
+            "objective": "dsm(times='mixed(share=0.5)')",
+            "batch_size": 512,
+            "n_iters": 5000,
+            "max_seconds": 240.0,
+            "log_freq": 100,
+            "eval_freq": 1000,
+            "eval_samples": 1000,
+            "snapshot_freq": 2500,
+            "snapshot_samples": 1000,
+            "checkpoint_freq": 1000,
         },
         optim={"lr": 1e-3, "warmup": 100, "schedule": "cosine"},
-        sampling={"predictor": "reverse_diffusion", "corrector": "none", "steps": 200, "times": "power(rho=2.)", "batch_size": 1000},
+        sampling={
+            "predictor": "reverse_diffusion",
+            "corrector": "none",
+            "steps": 200,
+            "times": "power(rho=2.)",
+            "batch_size": 1000,
+        },
         likelihood={"trace": "exact", "batch_size": 1000, "solver": "dopri5(rtol=1e-5, atol=1e-5)"},
-    )  # fmt: skip
+    )

@@ -1,7 +1,7 @@
 """Named components, chosen by a component spec such as `"langevin(snr=0.16)"`.
 
-A registry maps names to classes (or factory functions). A third party adds its own in two ways: an installed package's entry
-points (loaded only when their name is asked for), or a module named in `config.plugins` that registers on import.
+A registry maps names to classes (or factory functions). A third party adds its own in two ways: an installed package's
+entry points (loaded only when their name is asked for), or a module named in `config.plugins` that registers on import.
 """
 
 from __future__ import annotations
@@ -25,26 +25,32 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """Split a component spec into its name and its keyword arguments.
 
-    `"ode"` gives `("ode", {})`; `"langevin(snr=0.16)"` gives `("langevin", {"snr": 0.16})`. Values are Python literals; nothing is ever
-    evaluated. Raises `ValueError` for anything else.
+    `"ode"` gives `("ode", {})`; `"langevin(snr=0.16)"` gives `("langevin", {"snr": 0.16})`. Values are Python literals;
+    nothing is ever evaluated. Raises `ValueError` for anything else.
     """
     if not isinstance(spec, str):
-        raise TypeError(f"A component spec is a string such as \"langevin(snr=0.16)\", not {type(spec).__name__}: {spec!r}.")
+        raise TypeError(
+            f'A component spec is a string such as "langevin(snr=0.16)", not {type(spec).__name__}: {spec!r}.'
+        )
     text = spec.strip()
     name, bracket, rest = text.partition("(")
     name = name.strip()
     if not name.replace(".", "_").replace("-", "_").isidentifier():
-        raise ValueError(f"{spec!r} is not a component spec. Write a name, or a name with keyword arguments: \"langevin(snr=0.16)\".")
+        raise ValueError(
+            f'{spec!r} is not a component spec. Write a name, or a name with keyword arguments: "langevin(snr=0.16)".'
+        )
     if not bracket:
         return name, {}
     try:
         call = ast.parse(f"_({rest}", mode="eval").body
     except SyntaxError as error:
-        raise ValueError(f"Cannot read the component spec {spec!r}: {error.msg}. Example: \"langevin(snr=0.16)\".") from None
+        raise ValueError(
+            f'Cannot read the component spec {spec!r}: {error.msg}. Example: "langevin(snr=0.16)".'
+        ) from None
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
-        raise ValueError(f"Cannot read the component spec {spec!r}. Write \"{name}(argument=value)\".")
+        raise ValueError(f'Cannot read the component spec {spec!r}. Write "{name}(argument=value)".')
     if call.args or any(k.arg is None for k in call.keywords):
-        raise ValueError(f"The component spec {spec!r} has an argument without a name. Write \"{name}(argument=value)\".")
+        raise ValueError(f'The component spec {spec!r} has an argument without a name. Write "{name}(argument=value)".')
     arguments: dict[str, Any] = {}
     for keyword in call.keywords:
         try:
@@ -52,14 +58,15 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         except (ValueError, TypeError):
             value = ast.unparse(keyword.value)
             hint = f" Did you mean {value!r} in quotes?" if isinstance(keyword.value, ast.Name) else ""
-            raise ValueError(f"In {spec!r}, the value of {keyword.arg!r} is not a literal: {value}.{hint} Specs are read, never run.") from None
+            raise ValueError(
+                f"In {spec!r}, the value of {keyword.arg!r} is not a literal: {value}.{hint} Specs are read, never run."
+            ) from None
     return name, arguments
 
 
 def first_line(component: Any) -> str:
-    """The first line of a component's own docstring."""
-    doc = component.__doc__ or ""
-    return doc.strip().splitlines()[0] if doc.strip() else ""
+    """The first paragraph of a component's own docstring, on one line."""
+    return " ".join((component.__doc__ or "").strip().split("\n\n")[0].split())
 
 
 class Registry:
@@ -79,8 +86,14 @@ class Registry:
         def add(component: Any) -> Any:
             key = name or component.__name__
             known = self._components.get(key)
-            if known is not None and (known.__module__, known.__qualname__) != (component.__module__, component.__qualname__):
-                raise ValueError(f"The {self.kind} name {key!r} is taken by {known.__module__}.{known.__qualname__}; choose another name.")
+            if known is not None and (known.__module__, known.__qualname__) != (
+                component.__module__,
+                component.__qualname__,
+            ):
+                raise ValueError(
+                    f"The {self.kind} name {key!r} is taken by {known.__module__}.{known.__qualname__}; choose another "
+                    f"name."
+                )
             self._components[key] = component
             return component
 
@@ -106,9 +119,9 @@ class Registry:
     def build(self, spec: Any, *args: Any, **context: Any) -> Any:
         """Make the component that `spec` describes: `component(*args, **arguments)`.
 
-        `context` offers values for constructor parameters that the spec leaves open; what the constructor does not name is not
-        passed. An object that is not a string is taken as built already and returned. Raises `ValueError` for unknown names and
-        arguments, with the known ones.
+        `context` offers values for constructor parameters that the spec leaves open; what the constructor does not name
+        is not passed. An object that is not a string is taken as built already and returned. Raises `ValueError` for
+        unknown names and arguments, with the known ones.
         """
         if not isinstance(spec, str):
             return spec
@@ -116,15 +129,23 @@ class Registry:
         component = self.get(name)
         parameters = inspect.signature(component).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        settable = [n for n, p in list(parameters.items())[len(args):] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        settable = [
+            n for n, p in list(parameters.items())[len(args) :] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
         for argument in arguments:
             if argument not in settable and not open_ended:
                 raise ValueError(f"The {self.kind} {name!r} has no argument {argument!r}.{suggest(argument, settable)}")
         filled = {k: v for k, v in context.items() if k in settable and k not in arguments}
-        missing = [n for n in settable if parameters[n].default is inspect.Parameter.empty and n not in arguments and n not in filled]
+        missing = [
+            n
+            for n in settable
+            if parameters[n].default is inspect.Parameter.empty and n not in arguments and n not in filled
+        ]
         if missing:
             example = ", ".join(f"{n}=..." for n in missing)
-            raise ValueError(f"The {self.kind} {name!r} needs {', '.join(map(repr, missing))}: write \"{name}({example})\".")
+            raise ValueError(
+                f'The {self.kind} {name!r} needs {", ".join(map(repr, missing))}: write "{name}({example})".'
+            )
         try:
             return component(*args, **arguments, **filled)
         except TypeError as error:
@@ -143,7 +164,16 @@ class Registry:
             try:
                 component = self.get(name)
             except Exception as error:  # a broken third-party plug-in must not hide the others
-                rows.append({"name": name, "signature": "", "doc": f"cannot be loaded: {error}", "origin": str(self.group)})
+                rows.append(
+                    {"name": name, "signature": "", "doc": f"cannot be loaded: {error}", "origin": str(self.group)}
+                )
                 continue
-            rows.append({"name": name, "signature": self.signature(name), "doc": first_line(component), "origin": component.__module__})
+            rows.append(
+                {
+                    "name": name,
+                    "signature": self.signature(name),
+                    "doc": first_line(component),
+                    "origin": component.__module__,
+                }
+            )
         return rows

@@ -11,9 +11,13 @@ from sde_score.protocols import NoiseFn
 
 
 def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Append axes of length one to a `(B,)` or `(B, C, ...)` coefficient until it broadcasts against `x` of shape `(B, *)`."""
+    """Append axes of length one to a `(B,)` or `(B, C, ...)` coefficient until it broadcasts against `x` of shape `(B,
+    *)`.
+    """
     if coefficient.ndim > x.ndim:
-        raise ValueError(f"A coefficient of shape {tuple(coefficient.shape)} has more axes than the data, {tuple(x.shape)}.")
+        raise ValueError(
+            f"A coefficient of shape {tuple(coefficient.shape)} has more axes than the data, {tuple(x.shape)}."
+        )
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
 
 
@@ -33,11 +37,15 @@ def norm_except_batch(x: Tensor) -> Tensor:
 
 
 def require_finite(x: Tensor, what: str) -> None:
-    """Raise `FloatingPointError` naming the first sample of `x` that holds a NaN or an infinity. `what` says what was computed, where."""
+    """Raise `FloatingPointError` naming the first sample of `x` that holds a NaN or an infinity. `what` says what was
+    computed, where.
+    """
     bad = ~torch.isfinite(x.reshape(x.shape[0], -1)).all(1)
     if bad.any():
         index = int(bad.nonzero()[0, 0])
-        raise FloatingPointError(f"{what} is not finite in {int(bad.sum())} of {len(x)} samples, first in sample {index}.")
+        raise FloatingPointError(
+            f"{what} is not finite in {int(bad.sum())} of {len(x)} samples, first in sample {index}."
+        )
 
 
 _MASK = (1 << 64) - 1
@@ -74,10 +82,11 @@ class GeneratorNoise:
 
 
 class SampleNoise:
-    """Noise in which sample i is a function of `(seed, i)` only, whatever the batch, the device or the number of processes.
+    """Noise in which sample i is a function of `(seed, i)` only, whatever the batch, the device or the number of
+    processes.
 
-    Each sample has its own generator on the CPU; `indices` names the samples of the batch by their global numbers. Draws are made
-    in float32 and converted, so that the precision of a run does not change its path.
+    Each sample has its own generator on the CPU; `indices` names the samples of the batch by their global numbers.
+    Draws are made in float32 and converted, so that the precision of a run does not change its path.
     """
 
     def __init__(self, seed: int | tuple[int, ...], indices: Sequence[int] | Tensor) -> None:
@@ -87,7 +96,9 @@ class SampleNoise:
 
     def _draw(self, fill: str, x: Tensor) -> Tensor:
         if x.shape[0] != len(self.generators):
-            raise ValueError(f"This noise was made for {len(self.generators)} samples and is asked for a batch of {x.shape[0]}.")
+            raise ValueError(
+                f"This noise was made for {len(self.generators)} samples and is asked for a batch of {x.shape[0]}."
+            )
         z = torch.empty(x.shape, dtype=torch.float32, pin_memory=x.is_cuda)
         for row, generator in zip(z, self.generators):
             getattr(row, fill)(generator=generator)
@@ -103,6 +114,8 @@ class SampleNoise:
 
 
 def draw_uniform(noise: NoiseFn, x: Tensor) -> Tensor:
-    """Uniform on [0, 1) like `x`, from the stream of `noise` where it has one (`torch.randn_like` has none: then `torch.rand_like`)."""
+    """Uniform on [0, 1) like `x`, from the stream of `noise` where it has one (`torch.randn_like` has none: then
+    `torch.rand_like`).
+    """
     uniform = getattr(noise, "uniform", torch.rand_like)
     return uniform(x)

@@ -17,7 +17,8 @@ ROWS = [
     {"registry", "protocols"},
 ]
 LEVEL = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
-FACTS = {"config", "_torchvision", "published", "__init__"}  # no torch at import, no algorithms: anyone above the bottom row may read them
+# no torch at import, no algorithms: anyone above the bottom row may read them
+FACTS = {"config", "_torchvision", "published", "__init__"}
 HEAVY = {"scipy", "torchsde", "matplotlib", "torchvision", "tensorboard", "PIL", "torchmetrics", "safetensors", "tqdm"}
 FILES = sorted((ROOT / "sde_score").rglob("*.py"))
 

@@ -8,7 +8,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-COMMANDS = [line for block in re.findall(r"```\n(.*?)```", README, flags=re.S) for line in block.splitlines() if "sde-score" in line]
+COMMANDS = [
+    line
+    for block in re.findall(r"```\n(.*?)```", README, flags=re.S)
+    for line in block.splitlines()
+    if "sde-score" in line
+]
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -49,7 +54,12 @@ def test_commands(line):
 def test_tables_name_what_there_is():
     from sde_score.run.components import REGISTRIES
 
-    for kind, word in (("predictors", "predictors"), ("correctors", "correctors"), ("SDEs", "sdes"), ("networks", "models")):
+    for kind, word in (
+        ("predictors", "predictors"),
+        ("correctors", "correctors"),
+        ("SDEs", "sdes"),
+        ("networks", "models"),
+    ):
         row = next(line for line in README.splitlines() if line.startswith(f"| {kind} |"))
         assert set(REGISTRIES[word].names()) <= set(re.findall(r"`([a-z0-9_]+)`", row)) | {"damped"}, kind
 

@@ -30,7 +30,10 @@ def make():
     [
         ("ode", ("ode", {})),
         (" langevin ( snr = 0.16 ) ", ("langevin", {"snr": 0.16})),
-        ("a(b=(1, 2), c='x', d=-1e-5, e=None, f=[True])", ("a", {"b": (1, 2), "c": "x", "d": -1e-5, "e": None, "f": [True]})),
+        (
+            "a(b=(1, 2), c='x', d=-1e-5, e=None, f=[True])",
+            ("a", {"b": (1, 2), "c": "x", "d": -1e-5, "e": None, "f": [True]}),
+        ),
         ("a()", ("a", {})),
     ],
 )

@@ -20,7 +20,8 @@ def test_noise_of_a_sample_is_a_function_of_seed_and_number():
 
 
 def test_noise_is_standard_normal_and_uniform():
-    # 40 000 numbers: standard errors 0.005 (mean), 0.0035 (std), 0.0014 (uniform mean); bounds at five of them, seed fixed
+    # 40 000 numbers: standard errors 0.005 (mean), 0.0035 (std), 0.0014 (uniform mean); bounds at five of them, seed
+    # fixed
     noise = SampleNoise(0, range(400))
     z, u = noise(torch.empty(400, 100)), noise.uniform(torch.empty(400, 100))
     assert abs(float(z.mean())) < 0.025 and abs(float(z.std()) - 1) < 0.018

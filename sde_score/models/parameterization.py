@@ -1,7 +1,9 @@
-"""Parameterisations: what the network predicts, what label it is given, and how the noise ε̂ of `x_t = m x_0 + std ε` follows.
+"""Parameterisations: what the network predicts, what label it is given, and how the noise ε̂ of `x_t = m x_0 + std ε`
+follows.
 
-Every parameterisation returns ε̂, since `score = −ε̂/std` divides no nearly equal numbers, whatever the network predicts. With
-`σ = std/m` the noise level in units of the data, `σ_d` the data's standard deviation and `r = √(m² σ_d² + std²)` that of `x_t`:
+Every parameterisation returns ε̂, since `score = −ε̂/std` divides no nearly equal numbers, whatever the network
+predicts. With `σ = std/m` the noise level in units of the data, `σ_d` the data's standard deviation and `r = √(m² σ_d²
++ std²)` that of `x_t`:
 
     eps     ε̂ = F(x/r)
     x0      ε̂ = (x − m F(x/r))/std
@@ -27,11 +29,13 @@ from sde_score.tensors import expand_like
 PARAMETERIZATIONS = Registry("parameterization", group="sde_score.parameterizations")
 
 LABELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
-    "log_sigma": lambda sde, t: -0.5 * sde.log_snr(t),  # ln(std/m): our own default, the same scale for every linear SDE
+    # ln(std/m): our own default, the same scale for every linear SDE
+    "log_sigma": lambda sde, t: -0.5 * sde.log_snr(t),
     "sigma": lambda sde, t: torch.exp(-0.5 * sde.log_snr(t)),  # published continuous VE
     "999t": lambda sde, t: 999 * t,  # published continuous VP and sub-VP
     "quarter_log_sigma": lambda sde, t: -0.125 * sde.log_snr(t),  # EDM's c_noise
-    "fourth_root_sigma": lambda sde, t: torch.exp(-0.125 * sde.log_snr(t)),  # the same for networks that take its logarithm
+    # the same for networks that take its logarithm
+    "fourth_root_sigma": lambda sde, t: torch.exp(-0.125 * sde.log_snr(t)),
     "t": lambda sde, t: t / sde.T,
 }
 """What a network is told about the time, by name."""
@@ -46,7 +50,9 @@ class Parameterization(ABC):
         if label not in LABELS:
             raise ValueError(f"Unknown time label {label!r}.{suggest(label, LABELS)}")
         if not sigma_data > 0:
-            raise ValueError(f"sigma_data is the standard deviation of the scaled data and must be positive; got {sigma_data}.")
+            raise ValueError(
+                f"sigma_data is the standard deviation of the scaled data and must be positive; got {sigma_data}."
+            )
         self.sde, self.label_name, self.sigma_data = sde, label, float(sigma_data)
 
     def label(self, t: Tensor) -> Tensor:
@@ -91,7 +97,9 @@ class EpsParameterization(Parameterization):
 
 @PARAMETERIZATIONS.register("x0")
 class X0Parameterization(Parameterization):
-    """The network predicts the data. Near t_min the noise is a small difference; prefer 'v' or 'edm' where scores matter there."""
+    """The network predicts the data. Near t_min the noise is a small difference; prefer 'v' or 'edm' where scores
+    matter there.
+    """
 
     def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
         m, std = self.coeffs(x, t)
@@ -111,7 +119,9 @@ class VParameterization(Parameterization):
 
 @PARAMETERIZATIONS.register("score")
 class ScoreParameterization(Parameterization):
-    """The network's output is the score itself, and it sees x itself: the published VE models (which divide by σ inside)."""
+    """The network's output is the score itself, and it sees x itself: the published VE models (which divide by σ
+    inside).
+    """
 
     def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
         return -self.std(x, t) * network(x, self.label(t), **cond)
@@ -152,7 +162,8 @@ class SMLDParameterization(Parameterization):
 
 @PARAMETERIZATIONS.register("ddpm")
 class DDPMParameterization(Parameterization):
-    """Published discrete VP models: the network predicts the noise at `label = t (n − 1)`, std from the chain's cumulative product.
+    """Published discrete VP models: the network predicts the noise at `label = t (n − 1)`, std from the chain's
+    cumulative product.
 
     With `round_label` the label is a whole number, as in training; the published sampler leaves it fractional.
     """

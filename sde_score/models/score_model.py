@@ -29,13 +29,19 @@ class ScoreModel(nn.Module):
 
     def _check(self, x: Tensor, t: Tensor) -> None:
         if t.shape != x.shape[:1]:
-            raise ValueError(f"t must hold one time per sample: shape {tuple(x.shape[:1])} for x of shape {tuple(x.shape)}, got {tuple(t.shape)}.")
+            raise ValueError(
+                f"t must hold one time per sample: shape {tuple(x.shape[:1])} for x of shape {tuple(x.shape)}, got "
+                f"{tuple(t.shape)}."
+            )
 
     def _network(self, x: Tensor, label: Tensor, **cond) -> Tensor:
         out = self.network(x, label, **cond)
         if out.shape != x.shape:
-            raise ValueError(f"The network returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; they must be equal.")
-        return out.to(x.dtype)  # an autocast network answers in bfloat16; the arithmetic around it stays in x's precision
+            raise ValueError(
+                f"The network returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; they must be equal."
+            )
+        # an autocast network answers in bfloat16; the arithmetic around it stays in x's precision
+        return out.to(x.dtype)
 
     def eps(self, x: Tensor, t: Tensor, **cond) -> Tensor:
         """ε̂(x, t): `(B, *)`."""
@@ -57,7 +63,9 @@ class ScoreModel(nn.Module):
         return (x - std * self.eps(x, t, **cond)) / m
 
     def score_fn(self, **cond) -> ScoreFn:
-        """This model as a score function with its conditions bound, in evaluation mode, without gradients for the weights."""
+        """This model as a score function with its conditions bound, in evaluation mode, without gradients for the
+        weights.
+        """
         return BoundScore(self, cond)
 
 

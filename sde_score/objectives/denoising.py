@@ -15,18 +15,22 @@ from sde_score.tensors import draw_uniform, expand_like
 
 @OBJECTIVES.register("dsm")
 class DenoisingScoreMatching(Objective):
-    """Continuous denoising score matching: `E_t E_x0 E_z  w(t) ‖ε̂(x_t, t) − z‖²`, `x_t = mean + std z` (Song et al. 2021, eq. 7; Vincent 2011).
+    """Continuous denoising score matching: `E_t E_x0 E_z  w(t) ‖ε̂(x_t, t) − z‖²`, `x_t = mean + std z` (Song et al.
+    2021, eq. 7; Vincent 2011).
 
     With `score = −ε̂/std` the weightings are
 
         sigma2       w = 1             λ(t) = std², the published default
-        likelihood   w = g²/std²       λ(t) = g², which bounds the negative log-likelihood; pair it with times="importance"
-        edm          w = (σ² + σ_d²)/σ_d²,  σ = std/m (Karras et al. 2022, table 1); pair it with times="log_normal"
+        likelihood   w = g²/std²       λ(t) = g², which bounds the negative log-likelihood; pair it with
+        times="importance" edm          w = (σ² + σ_d²)/σ_d²,  σ = std/m (Karras et al. 2022, table 1); pair it with
+        times="log_normal"
 
     Args:
         weighting: one of the above.
-        times: a time sampler: `"uniform"`, `"stratified"`, `"importance"`, `"mixed(share=0.5)"`, `"log_normal(mean=-1.2, std=1.2)"`.
-        reduce: over the data's dimensions: `"mean"`, `"sum"` or `"half_sum"` (published: one half of the sum, or the mean).
+        times: a time sampler: `"uniform"`, `"stratified"`, `"importance"`, `"mixed(share=0.5)"`,
+            `"log_normal(mean=-1.2, std=1.2)"`.
+        reduce: over the data's dimensions: `"mean"`, `"sum"` or `"half_sum"` (published: one half of the sum, or the
+            mean).
         sigma_data: σ_d of the weighting `edm`.
     """
 
@@ -65,10 +69,11 @@ class DenoisingScoreMatching(Objective):
 
 @OBJECTIVES.register("discrete_dsm")
 class DiscreteDenoisingScoreMatching(Objective):
-    """Denoising score matching on the `n` states of the SDE's published chain: SMLD for VE, DDPM for VP (Song et al. 2021, eqs. 1 and 3).
+    """Denoising score matching on the `n` states of the SDE's published chain: SMLD for VE, DDPM for VP (Song et al.
+    2021, eqs. 1 and 3).
 
-    `E_i ‖ε̂(x_i, i) − z‖²` with uniform state `i`. For training networks that know noise levels by number; needs the parameterisation `smld` or
-    `ddpm` with the same `n`.
+    `E_i ‖ε̂(x_i, i) − z‖²` with uniform state `i`. For training networks that know noise levels by number; needs the
+    parameterisation `smld` or `ddpm` with the same `n`.
     """
 
     def __init__(self, sde: SDE, n: int = 1000, reduce: str = "mean") -> None:

@@ -1,7 +1,8 @@
 """Training times: maps from uniform numbers `u` in [0, 1) to times, with the factor that an importance sampler owes.
 
-Each is called as `times(u) -> (t, factor)`: `factor` is the uniform density over the sampler's own, so that the expected weighted loss is
-that of uniform times. Where the density of times is itself part of the objective (log-normal, mixed), `factor` is 1.
+Each is called as `times(u) -> (t, factor)`: `factor` is the uniform density over the sampler's own, so that the
+expected weighted loss is that of uniform times. Where the density of times is itself part of the objective (log-normal,
+mixed), `factor` is 1.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class TimeSampler(ABC):
         return low, high, torch.log(times.clamp(min=max(self.t_min, 1e-12)))
 
     def _time(self, log_snr: Tensor) -> Tensor:
-        """The time of a log-SNR, clamped to the interval: from the table, then one Newton step with `d(log SNR)/dt = −g²/std²`.
+        """The time of a log-SNR, clamped to the interval: from the table, then one Newton step with `d(log SNR)/dt =
+        −g²/std²`.
 
         A step of training asks for it, and a bisection would cost as much as a small network.
         """
@@ -49,7 +51,9 @@ class TimeSampler(ABC):
         place = (log_snr - low) * ((TABLE - 1) / (high - low))
         index = place.long().clamp(0, TABLE - 2)
         table = table.to(log_snr)
-        t = torch.exp(torch.lerp(table[index], table[index + 1], (place - index).clamp(0, 1))).clamp(self.t_min, self.sde.T)
+        t = torch.exp(torch.lerp(table[index], table[index + 1], (place - index).clamp(0, 1))).clamp(
+            self.t_min, self.sde.T
+        )
         rate = (self.sde.diffusion_coeff(t) / self.sde.marginal_coeffs(t)[1]) ** 2
         t = t + (self.sde.log_snr(t) - log_snr) / rate
         return t.clamp(self.t_min, self.sde.T).to(log_snr.dtype)
@@ -69,7 +73,8 @@ class UniformTimes(TimeSampler):
 
 @TIME_SAMPLERS.register("stratified")
 class StratifiedTimes(TimeSampler):
-    """Uniform on [t_min, T] with one sample in each of B equal strata: less variance of the loss (cf. Kingma et al. 2021, appendix I.1).
+    """Uniform on [t_min, T] with one sample in each of B equal strata: less variance of the loss (cf. Kingma et al.
+    2021, appendix I.1).
 
     The strata are those of the batch the objective is called with (a micro-batch under gradient accumulation).
     """
@@ -81,7 +86,8 @@ class StratifiedTimes(TimeSampler):
 
 @TIME_SAMPLERS.register("importance")
 class ImportanceTimes(TimeSampler):
-    """Density ∝ g²/std², which makes the likelihood-weighted loss flat in t (Song et al. 2021, "Maximum Likelihood Training", eq. 11).
+    """Density ∝ g²/std², which makes the likelihood-weighted loss flat in t (Song et al. 2021, "Maximum Likelihood
+    Training", eq. 11).
 
     Since `d(log SNR)/dt = −g²/std²` for every linear SDE, this is the uniform law in log-SNR.
     """
@@ -95,7 +101,9 @@ class ImportanceTimes(TimeSampler):
 
 @TIME_SAMPLERS.register("mixed")
 class MixedTimes(TimeSampler):
-    """A `share` of the times uniform in log-SNR, the rest uniform in t: puts weight on the low noise that decides likelihoods."""
+    """A `share` of the times uniform in log-SNR, the rest uniform in t: puts weight on the low noise that decides
+    likelihoods.
+    """
 
     def __init__(self, sde: SDE, share: float = 0.5, t_min: float | None = None) -> None:
         super().__init__(sde, t_min)
@@ -111,7 +119,9 @@ class MixedTimes(TimeSampler):
 
 @TIME_SAMPLERS.register("log_normal")
 class LogNormalTimes(TimeSampler):
-    """`ln σ ~ N(mean, std²)` for `σ = std(t)/m(t)`, clipped to [t_min, T] (Karras et al. 2022, table 1). The density is part of the objective."""
+    """`ln σ ~ N(mean, std²)` for `σ = std(t)/m(t)`, clipped to [t_min, T] (Karras et al. 2022, table 1). The density is
+    part of the objective.
+    """
 
     def __init__(self, sde: SDE, mean: float = -1.2, std: float = 1.2, t_min: float | None = None) -> None:
         super().__init__(sde, t_min)

@@ -27,11 +27,15 @@ class Predictor(ABC):
 
     @abstractmethod
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:
-        """Return `(x, x_mean)` at `t_next`: the new state, and the same before its noise was added. `t`, `t_next`: `(B,)`."""
+        """Return `(x, x_mean)` at `t_next`: the new state, and the same before its noise was added. `t`, `t_next`:
+        `(B,)`.
+        """
 
 
 class Corrector(ABC):
-    """Steps at a fixed time that leave the marginal law invariant (to first order in their size) and repair the predictor's errors."""
+    """Steps at a fixed time that leave the marginal law invariant (to first order in their size) and repair the
+    predictor's errors.
+    """
 
     batch_coupled: bool = False
     """Does a sample's step depend on its neighbours in the batch?"""
@@ -61,7 +65,9 @@ Callback = Callable[[Progress], None]
 
 @dataclass
 class SampleResult:
-    """Samples and what they cost. `x`: `(B, *)`; `nfe`: score calls counted, per sample; `info`: what else a sampler knows."""
+    """Samples and what they cost. `x`: `(B, *)`; `nfe`: score calls counted, per sample; `info`: what else a sampler
+    knows.
+    """
 
     x: Tensor
     nfe: int
@@ -78,7 +84,10 @@ class CountedScore:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         score = self.score_fn(x, t)
         if self.calls == 0 and score.shape != x.shape:
-            raise ValueError(f"The score function returned shape {tuple(score.shape)} for x of shape {tuple(x.shape)}; they must be equal.")
+            raise ValueError(
+                f"The score function returned shape {tuple(score.shape)} for x of shape {tuple(x.shape)}; they must be "
+                f"equal."
+            )
         self.calls += 1
         return score
 
@@ -148,13 +157,15 @@ def callbacks(*parts: Callback | None) -> Callback | None:
 
 
 class Sampler(ABC):
-    """From prior samples to data: `sampler(score_fn, x_T)`. One object serves the raw model, its EMA, a guided or an exact score.
+    """From prior samples to data: `sampler(score_fn, x_T)`. One object serves the raw model, its EMA, a guided or an
+    exact score.
 
     Args:
         sde: the forward process.
         t_min: where to stop; the SDE's own unless given.
-        denoise: the last step, which removes the noise still present at `t_min`. `"tweedie"`: the posterior mean, one more score call;
-            `"mean"`: the last update before its noise; `"none"`; or a predictor spec, whose `x_mean` at `t_min` is taken.
+        denoise: the last step, which removes the noise still present at `t_min`. `"tweedie"`: the posterior mean, one
+            more score call; `"mean"`: the last update before its noise; `"none"`; or a predictor spec, whose `x_mean`
+            at `t_min` is taken.
     """
 
     def __init__(self, sde: SDE, *, t_min: float | None = None, denoise: str = "tweedie") -> None:
@@ -197,8 +208,10 @@ class Sampler(ABC):
         if not torch.isfinite(x).all():
             bad = (~torch.isfinite(x.reshape(len(x), -1)).all(1)).nonzero().flatten().tolist()
             raise FloatingPointError(
-                f"Sampling left the finite numbers at step {step}, t = {t:.4g}, in samples {bad[:8]}{'...' if len(bad) > 8 else ''} of {len(x)}. "
-                "Try more steps, a smaller corrector snr or another predictor; and check the score at that time (an untrained or diverged "
+                f"Sampling left the finite numbers at step {step}, t = {t:.4g}, in samples "
+                f"{bad[:8]}{'...' if len(bad) > 8 else ''} of {len(x)}. "
+                "Try more steps, a smaller corrector snr or another predictor; and check the score at that time (an "
+                "untrained or diverged "
                 "model, or data outside the scaler's range)."
             )
 
@@ -206,6 +219,9 @@ class Sampler(ABC):
 def check_start(x_T: Tensor) -> None:
     """Refuse a start that no sampler can use."""
     if x_T.ndim < 2 or not x_T.is_floating_point():
-        raise ValueError(f"x_T must be a floating-point tensor of shape (B, *) with at least two axes; got {x_T.dtype} {tuple(x_T.shape)}.")
+        raise ValueError(
+            f"x_T must be a floating-point tensor of shape (B, *) with at least two axes; got {x_T.dtype} "
+            f"{tuple(x_T.shape)}."
+        )
     if not torch.isfinite(x_T).all():
         raise FloatingPointError("x_T holds values that are not finite.")

@@ -1,4 +1,6 @@
-"""Correctors: Langevin steps at a fixed time, `x_mean = x + e s(x, t)`, `x = x_mean + √(2e) z`; they differ in the step size e."""
+"""Correctors: Langevin steps at a fixed time, `x_mean = x + e s(x, t)`, `x = x_mean + √(2e) z`; they differ in the step
+size e.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,13 @@ class LangevinCorrector(Corrector):
     def __init__(self, sde: SDE, snr: float, n_steps: int, chain: int | None) -> None:
         super().__init__(sde)
         if not snr > 0:
-            raise ValueError(f"snr is the target signal-to-noise ratio of a Langevin step and must be positive; got {snr}.")
+            raise ValueError(
+                f"snr is the target signal-to-noise ratio of a Langevin step and must be positive; got {snr}."
+            )
         if n_steps < 1:
-            raise ValueError(f"n_steps must be at least 1; for no correction choose the corrector 'none'. Got {n_steps}.")
+            raise ValueError(
+                f"n_steps must be at least 1; for no correction choose the corrector 'none'. Got {n_steps}."
+            )
         self.snr, self.n_steps = float(snr), int(n_steps)
         self.chain = None if chain is None else sde.chain(chain)
 
@@ -50,18 +56,24 @@ class Langevin(LangevinCorrector):
     Args:
         snr: target ratio of the step's signal to its noise. Published: 0.16 for 32x32 images, 0.075 for 256x256.
         n_steps: steps at each time.
-        norms: `"batch"`, the published rule, takes both norms as means over the batch, so that the samples of a batch influence
-            one another. `"expected"` takes their expectations at noise level t instead, `‖z‖² -> D` and `‖s‖² -> D/std²`, which leaves
-            `e = 2α (snr std)²`: no coupling, and a sample depends on its own seed only. (Norms per sample diverge in low dimension.)
+        norms: `"batch"`, the published rule, takes both norms as means over the batch, so that the samples of a batch
+            influence one another. `"expected"` takes their expectations at noise level t instead, `‖z‖² -> D` and `‖s‖²
+            -> D/std²`, which leaves `e = 2α (snr std)²`: no coupling, and a sample depends on its own seed only. (Norms
+            per sample diverge in low dimension.)
         chain: take the factor α from the published N-step chain (DDPM: 1 − β_i); 1 otherwise.
 
-    Raises `FloatingPointError` when the batch's score is exactly zero under `norms="batch"`: the rule then asks for an infinite step.
+    Raises `FloatingPointError` when the batch's score is exactly zero under `norms="batch"`: the rule then asks for an
+    infinite step.
     """
 
-    def __init__(self, sde: SDE, snr: float = 0.16, n_steps: int = 1, norms: str = "batch", chain: int | None = None) -> None:
+    def __init__(
+        self, sde: SDE, snr: float = 0.16, n_steps: int = 1, norms: str = "batch", chain: int | None = None
+    ) -> None:
         super().__init__(sde, snr, n_steps, chain)
         if norms not in ("batch", "expected"):
-            raise ValueError(f"langevin: norms must be 'batch' (published, couples the samples) or 'expected'; got {norms!r}.")
+            raise ValueError(
+                f"langevin: norms must be 'batch' (published, couples the samples) or 'expected'; got {norms!r}."
+            )
         self.norms = norms
         self.batch_coupled = norms == "batch"
 
@@ -72,7 +84,8 @@ class Langevin(LangevinCorrector):
         score_norm = norm_except_batch(score).mean()
         if score_norm == 0:
             raise FloatingPointError(
-                "langevin: the score is exactly zero for the whole batch (an untrained network?), so its step size is infinite. "
+                "langevin: the score is exactly zero for the whole batch (an untrained network?), so its step size is "
+                "infinite. "
                 "Train first, or use \"langevin(norms='expected')\"."
             )
         return 2 * alpha * (self.snr * norm_except_batch(z).mean() / score_norm) ** 2
@@ -80,7 +93,7 @@ class Langevin(LangevinCorrector):
 
 @CORRECTORS.register("ald")
 class AnnealedLangevin(LangevinCorrector):
-    """Annealed Langevin dynamics: `e = 2α (snr std(t))²`, the step of NCSN tied to the noise level (Song & Ermon 2019)."""
+    """Annealed Langevin dynamics: `e = 2α (snr std(t))²`, NCSN's step tied to the noise level (Song & Ermon 2019)."""
 
     def __init__(self, sde: SDE, snr: float = 0.16, n_steps: int = 1, chain: int | None = None) -> None:
         super().__init__(sde, snr, n_steps, chain)

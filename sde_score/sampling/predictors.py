@@ -1,4 +1,4 @@
-"""Predictors: one step of the reverse process. `eta` scales its noise: 1 the reverse SDE, 0 the probability-flow ODE."""
+"""Predictors: one step of the reverse process. `eta` scales its noise: 1 for the reverse SDE, 0 for the ODE."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def _check_eta(eta: float) -> float:
 
 @PREDICTORS.register("euler_maruyama")
 class EulerMaruyama(Predictor):
-    """Euler-Maruyama on the reverse SDE: `x_mean = x + f_rev Δ`, `x = x_mean + η G √|Δ| z`, `Δ = t_next − t` (Song et al. 2021, appendix E).
+    """Euler-Maruyama on the reverse SDE: `x_mean = x + f_rev Δ`, `x = x_mean + η G √|Δ| z`, `Δ = t_next − t` (Song et
+    al. 2021, appendix E).
 
-    Works for every SDE. With `eta = 0` it is Euler's rule on the probability-flow ODE. With `chain=N` the step is the published `Δ = −T/N`, whatever
-    the grid says.
+    Works for every SDE. With `eta = 0` it is Euler's rule on the probability-flow ODE. With `chain=N` the step is the
+    published `Δ = −T/N`, whatever the grid says.
     """
 
     def __init__(self, sde: SDE, eta: float = 1.0, chain: int | None = None) -> None:
@@ -41,10 +42,12 @@ class EulerMaruyama(Predictor):
 
 @PREDICTORS.register("reverse_diffusion")
 class ReverseDiffusion(Predictor):
-    """The discretised forward step run backwards: for `x_t = x_s + F + G z`, `x_mean = x − F + ½(1 + η²) G² s`, `x = x_mean + η G z`.
+    """The discretised forward step run backwards: for `x_t = x_s + F + G z`, `x_mean = x − F + ½(1 + η²) G² s`, `x =
+    x_mean + η G z`.
 
-    Song et al. 2021, eq. 46. `F = (a − 1) x` and `G` come from the exact transition `N(a x_s, G²)` of any linear SDE, so the step fits the
-    grid, whatever it is. With `chain=N` they come from the published N-step chain (SMLD, DDPM) instead, indexed by `t`.
+    Song et al. 2021, eq. 46. `F = (a − 1) x` and `G` come from the exact transition `N(a x_s, G²)` of any linear SDE,
+    so the step fits the grid, whatever it is. With `chain=N` they come from the published N-step chain (SMLD, DDPM)
+    instead, indexed by `t`.
     """
 
     def __init__(self, sde: SDE, eta: float = 1.0, chain: int | None = None) -> None:
@@ -66,19 +69,22 @@ class ReverseDiffusion(Predictor):
 
 @PREDICTORS.register("ancestral_sampling")
 class AncestralSampling(Predictor):
-    """The Gaussian `p(x_s | x_t, x_0)` with Tweedie's `x_0`: the ancestral sampler of DDPM and SMLD, for any linear SDE and grid.
+    """The Gaussian `p(x_s | x_t, x_0)` with Tweedie's `x_0`: the ancestral sampler of DDPM and SMLD, for any linear SDE
+    and grid.
 
         x_mean = m_s x̂_0 + √(std_s² − η² v) ε̂,   x = x_mean + η √v z,   v = var(t|s) std_s²/std_t².
 
-    With `eta = 1` the mean equals `(x + var(t|s) s)/a` (Ho et al. 2020; Song et al. 2021, eqs. 4 and 47); `eta = 0` is DDIM (Song, Meng & Ermon
-    2021, eq. 12). With `chain=N` the published tables and variances are used (eta = 1 only).
+    With `eta = 1` the mean equals `(x + var(t|s) s)/a` (Ho et al. 2020; Song et al. 2021, eqs. 4 and 47); `eta = 0` is
+    DDIM (Song, Meng & Ermon 2021, eq. 12). With `chain=N` the published tables and variances are used (eta = 1 only).
     """
 
     def __init__(self, sde: SDE, eta: float = 1.0, chain: int | None = None) -> None:
         super().__init__(sde)
         self.eta = _check_eta(eta)
         if chain is not None and self.eta != 1:
-            raise ValueError("The published chains define ancestral sampling for eta = 1 only; leave out 'chain' for another eta.")
+            raise ValueError(
+                "The published chains define ancestral sampling for eta = 1 only; leave out 'chain' for another eta."
+            )
         self.chain = None if chain is None else sde.chain(chain)
 
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:

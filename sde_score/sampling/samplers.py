@@ -30,12 +30,14 @@ GPU_CHECK_EVERY = 50  # looking for NaNs costs a synchronisation on a GPU
 
 @SAMPLERS.register("pc")
 class PCSampler(Sampler):
-    """Predictor-corrector sampling: at each time of the grid the corrector, then the predictor (Song et al. 2021, algorithm 1).
+    """Predictor-corrector sampling: at each time of the grid the corrector, then the predictor (Song et al. 2021,
+    algorithm 1).
 
     Args:
         predictor, corrector: component specs or instances.
         steps: predictor steps.
-        times: time grid, e.g. `"uniform"`, `"log_snr"`, `"karras(rho=7)"`, or `"published"` (the published grid and step).
+        times: time grid, e.g. `"uniform"`, `"log_snr"`, `"karras(rho=7)"`, or `"published"` (the published grid and
+            step).
         t_min, denoise: see `Sampler`.
 
     Raises `ValueError` for the pair none/none, which moves nothing.
@@ -56,7 +58,10 @@ class PCSampler(Sampler):
         self.predictor: Predictor = PREDICTORS.build(predictor, sde)
         self.corrector: Corrector = CORRECTORS.build(corrector, sde)
         if isinstance(self.predictor, NonePredictor) and isinstance(self.corrector, NoneCorrector):
-            raise ValueError("Predictor 'none' with corrector 'none' moves nothing: the samples would be the prior's. Choose at least one.")
+            raise ValueError(
+                "Predictor 'none' with corrector 'none' moves nothing: the samples would be the prior's. Choose at "
+                "least one."
+            )
         self.grid = make_times(times, sde, steps=steps, t_min=self.t_min)
 
     def __call__(
@@ -93,18 +98,27 @@ class PCSampler(Sampler):
 
 @SAMPLERS.register("ode")
 class ODESampler(Sampler):
-    """The probability-flow ODE from `T` to `t_min` (Song et al. 2021, eq. 13): deterministic, so that `x_T` is a latent code of `x`.
+    """The probability-flow ODE from `T` to `t_min` (Song et al. 2021, eq. 13): deterministic, so that `x_T` is a latent
+    code of `x`.
 
     Args:
-        solver: an ODE solver spec: `"dopri5(rtol=1e-5, atol=1e-5)"` runs on the device with a step per sample; `"scipy(method='RK45')"` is SciPy's.
+        solver: an ODE solver spec: `"dopri5(rtol=1e-5, atol=1e-5)"` runs on the device with a step per sample;
+            `"scipy(method='RK45')"` is SciPy's.
     """
 
     def __init__(
-        self, sde: SDE, solver: str = "dopri5(rtol=1e-5, atol=1e-5)", *, t_min: float | None = None, denoise: str = "tweedie"
+        self,
+        sde: SDE,
+        solver: str = "dopri5(rtol=1e-5, atol=1e-5)",
+        *,
+        t_min: float | None = None,
+        denoise: str = "tweedie",
     ) -> None:
         super().__init__(sde, t_min=t_min, denoise=denoise)
         if self.denoise == "mean":
-            raise ValueError("The ODE adds no noise, so denoise='mean' has nothing to take away; choose 'tweedie' or 'none'.")
+            raise ValueError(
+                "The ODE adds no noise, so denoise='mean' has nothing to take away; choose 'tweedie' or 'none'."
+            )
         self.solver = SOLVERS.build(solver)
 
     def _flow(self, score: ScoreFn, x: Tensor, t0: float, t1: float, callback: Callback | None = None):
@@ -123,19 +137,26 @@ class ODESampler(Sampler):
     ) -> SampleResult:
         check_start(x_T)
         if constraint is not None:
-            raise ValueError("An ODE solver cannot apply a constraint between its stages; use the predictor-corrector sampler (method 'pc').")
+            raise ValueError(
+                "An ODE solver cannot apply a constraint between its stages; use the predictor-corrector sampler "
+                "(method 'pc')."
+            )
         score = CountedScore(score_fn)
         result = self._flow(score, x_T, self.sde.T, self.t_min, _solver_callback(callback, score))
         x = self.finish(score, result.x, result.x, noise)
         self.check_finite(x, int(torch.as_tensor(result.steps).max()), self.t_min)
-        return SampleResult(x, score.calls, {"nfe_per_sample": result.nfe, "steps": result.steps, "status": result.status})
+        return SampleResult(
+            x, score.calls, {"nfe_per_sample": result.nfe, "steps": result.steps, "status": result.status}
+        )
 
     def encode(self, score_fn: ScoreFn, x: Tensor) -> SampleResult:
         """The latent code `x_T` of data `x`: the same ODE run forwards."""
         check_start(x)
         score = CountedScore(score_fn)
         result = self._flow(score, x, self.t_min, self.sde.T)
-        return SampleResult(result.x, score.calls, {"nfe_per_sample": result.nfe, "steps": result.steps, "status": result.status})
+        return SampleResult(
+            result.x, score.calls, {"nfe_per_sample": result.nfe, "steps": result.steps, "status": result.status}
+        )
 
 
 def _solver_callback(callback: Callback | None, score: CountedScore):

@@ -25,7 +25,9 @@ def uniform(sde: SDE, *, steps: int, t_min: float) -> Tensor:
 def power(sde: SDE, *, steps: int, t_min: float, rho: float = 2.0) -> Tensor:
     """Equal steps in t^(1/rho): finer near the data for rho > 1."""
     ends = torch.tensor([sde.T, t_min], dtype=torch.float64) ** (1 / rho)
-    return _pairs(_exact_ends(torch.linspace(ends[0].item(), ends[1].item(), steps + 1, dtype=torch.float64) ** rho, sde.T, t_min))
+    return _pairs(
+        _exact_ends(torch.linspace(ends[0].item(), ends[1].item(), steps + 1, dtype=torch.float64) ** rho, sde.T, t_min)
+    )
 
 
 @TIMES.register("karras")
@@ -46,7 +48,7 @@ def log_snr(sde: SDE, *, steps: int, t_min: float) -> Tensor:
 
 @TIMES.register("published")
 def published(sde: SDE, *, steps: int, t_min: float) -> Tensor:
-    """The published grid: N float32 points from T to t_min, each with a step of T/N (so the last one oversteps t_min)."""
+    """The published grid: N float32 points from T to t_min, each with a step of T/N (the last one oversteps t_min)."""
     t = torch.linspace(sde.T, t_min, steps, dtype=torch.float32).double()
     return torch.stack([t, t - sde.T / steps], dim=1)
 

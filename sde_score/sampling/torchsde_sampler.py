@@ -14,10 +14,12 @@ DIGITS = 6  # the paths are resolved to this many decimals of their interval
 
 
 def brownian_paths(seeds: list[int], like: Tensor, end: float):
-    """A Brownian path on `[0, end]` for each row of `like`, each with its own seed, as one Brownian motion for torchsde.
+    """A Brownian path on `[0, end]` for each row of `like`, each with its own seed, as one Brownian motion for
+    torchsde.
 
-    Each is a `torchsde.BrownianInterval` on [0, 1], scaled, whose tree is halved at fixed places: split at the times asked for, as by
-    default, the path would change with the steps. Times are rounded as the tree's are; otherwise its search does not end.
+    Each is a `torchsde.BrownianInterval` on [0, 1], scaled, whose tree is halved at fixed places: split at the times
+    asked for, as by default, the path would change with the steps. Times are rounded as the tree's are; otherwise its
+    search does not end.
     """
     import torchsde
 
@@ -74,16 +76,18 @@ class _ReverseInTime:
 
 @SAMPLERS.register("sde")
 class SDESampler(Sampler):
-    """The reverse SDE through torchsde, driven by Brownian paths that are fixed by the seed and do not change with the step.
+    """The reverse SDE through torchsde, driven by Brownian paths that are fixed by the seed and do not change with the
+    step.
 
-    Halving `dt` refines the same path, so results converge sample by sample. Every sample has a Brownian interval of its own, seeded
-    from its own noise.
+    Halving `dt` refines the same path, so results converge sample by sample. Every sample has a Brownian interval of
+    its own, seeded from its own noise.
 
     Args:
-        solver: torchsde's method: Itô `"euler"`, `"milstein"`, `"srk"`; Stratonovich `"heun"`, `"midpoint"`, `"euler_heun"` (the same process,
-            since the diffusion does not depend on x).
+        solver: torchsde's method: Itô `"euler"`, `"milstein"`, `"srk"`; Stratonovich `"heun"`, `"midpoint"`,
+            `"euler_heun"` (the same process, since the diffusion does not depend on x).
         steps: number of steps of a fixed-step run, and the first step of an adaptive one.
-        adaptive: control the step by `rtol` and `atol`. Samples are then solved one at a time, so that none depends on its neighbours.
+        adaptive: control the step by `rtol` and `atol`. Samples are then solved one at a time, so that none depends on
+            its neighbours.
         eta: as in `SDE.reverse`.
     """
 
@@ -104,13 +108,22 @@ class SDESampler(Sampler):
     ) -> None:
         super().__init__(sde, t_min=t_min, denoise=denoise)
         if self.denoise == "mean":
-            raise ValueError("torchsde returns no mean before noise; for the sampler 'sde' choose denoise 'tweedie' or 'none'.")
+            raise ValueError(
+                "torchsde returns no mean before noise; for the sampler 'sde' choose denoise 'tweedie' or 'none'."
+            )
         known = ("euler", "milstein", "srk", *self.STRATONOVICH[:3])
         if solver not in known:
             raise ValueError(f"torchsde has no method {solver!r} for diagonal noise here. Known: {', '.join(known)}.")
         if steps < 1:
             raise ValueError(f"A sampler needs at least one step; got steps={steps}.")
-        self.method, self.steps, self.adaptive, self.rtol, self.atol, self.eta = solver, int(steps), adaptive, rtol, atol, eta
+        self.method, self.steps, self.adaptive, self.rtol, self.atol, self.eta = (
+            solver,
+            int(steps),
+            adaptive,
+            rtol,
+            atol,
+            eta,
+        )
 
     def __call__(
         self,
@@ -148,11 +161,21 @@ class SDESampler(Sampler):
         ts = torch.tensor([0.0, end], dtype=torch.float64, device=x.device)
         path = brownian_paths(seeds, flat, end)
         sde_type = "stratonovich" if self.method in self.STRATONOVICH else "ito"
-        system = _ReverseInTime(self.sde, score if not self.adaptive else _one_of(score, members), self.eta, x.shape, sde_type)
+        system = _ReverseInTime(
+            self.sde, score if not self.adaptive else _one_of(score, members), self.eta, x.shape, sde_type
+        )
         with torch.no_grad():
             ys = torchsde.sdeint(
-                system, flat, ts, bm=path, method=self.method, dt=end / self.steps, adaptive=self.adaptive,
-                rtol=self.rtol, atol=self.atol, dt_min=end * 1e-4,
+                system,
+                flat,
+                ts,
+                bm=path,
+                method=self.method,
+                dt=end / self.steps,
+                adaptive=self.adaptive,
+                rtol=self.rtol,
+                atol=self.atol,
+                dt_min=end * 1e-4,
             )
         return ys[-1].reshape(x.shape)
 

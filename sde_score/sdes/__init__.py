@@ -6,6 +6,17 @@ from sde_score.sdes.library import EDMSDE, VESDE, VPSDE, CosineSDE, SubVPSDE
 from sde_score.sdes.linear import GaussianPathSDE, LinearSDE
 
 __all__ = [
-    "SDE", "SDES", "Chain", "ReverseSDE", "LinearSDE", "GaussianPathSDE", "SMLDChain", "DDPMChain",
-    "VESDE", "VPSDE", "SubVPSDE", "CosineSDE", "EDMSDE",
+    "SDE",
+    "SDES",
+    "Chain",
+    "ReverseSDE",
+    "LinearSDE",
+    "GaussianPathSDE",
+    "SMLDChain",
+    "DDPMChain",
+    "VESDE",
+    "VPSDE",
+    "SubVPSDE",
+    "CosineSDE",
+    "EDMSDE",
 ]

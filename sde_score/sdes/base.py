@@ -17,13 +17,14 @@ SDES = Registry("SDE", group="sde_score.sdes")
 class SDE(ABC):
     """An Itô SDE `dx = f(x, t) dt + G(x, t) dw` on `[0, T]`, data at `t = 0` and noise at `t = T`.
 
-    Everywhere `x` has shape `(B, *)` with any number of axes and `t` shape `(B,)`. A subclass gives `drift`, `diffusion` and the
-    prior; samplers, the probability-flow ODE and likelihoods follow. Where drift and marginals are affine in `x`, derive from
-    `LinearSDE` instead, which asks for two functions of time only.
+    Everywhere `x` has shape `(B, *)` with any number of axes and `t` shape `(B,)`. A subclass gives `drift`,
+    `diffusion` and the prior; samplers, the probability-flow ODE and likelihoods follow. Where drift and marginals are
+    affine in `x`, derive from `LinearSDE` instead, which asks for two functions of time only.
 
     Args:
         T: end time, where the prior stands for the law of `x`.
-        t_min: the smallest time used in training, sampling and likelihoods; scores are badly scaled or infinite below it.
+        t_min: the smallest time used in training, sampling and likelihoods; scores are badly scaled or infinite below
+            it.
     """
 
     def __init__(self, *, T: float = 1.0, t_min: float = 1e-5) -> None:
@@ -67,48 +68,65 @@ class SDE(ABC):
         return self.diffusion(x, t) ** 2 * v
 
     def diffusion_sq_divergence(self, x: Tensor, t: Tensor) -> Tensor | float:
-        """∇·(G Gᵀ): zero unless G depends on `x`; such an SDE overrides it (it enters the reverse drift, Anderson 1982)."""
+        """∇·(G Gᵀ): zero unless G depends on `x`; such an SDE overrides it (it enters the reverse drift, Anderson
+        1982).
+        """
         return 0.0
 
     def marginal_prob(self, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of `x_t` given `x_0`, when that law is known and Gaussian."""
         raise NotImplementedError(
-            f"{type(self).__name__} does not know the law of x_t given x_0, which denoising score matching and Tweedie's formula need. "
-            "If its drift is linear in x, derive it from LinearSDE; otherwise train with a sliced or implicit objective "
+            f"{type(self).__name__} does not know the law of x_t given x_0, which denoising score matching and "
+            f"Tweedie's formula need. "
+            "If its drift is linear in x, derive it from LinearSDE; otherwise train with a sliced or implicit "
+            "objective "
             "and sample with denoise='mean'."
         )
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Law of `x_t` given `x_s`, when it is `N(a x_s, std² I)`: the coefficient `a` and `std`."""
         raise NotImplementedError(
-            f"{type(self).__name__} does not know its transition from s to t, which reverse_diffusion and ancestral_sampling are made of. "
+            f"{type(self).__name__} does not know its transition from s to t, which reverse_diffusion and "
+            f"ancestral_sampling are made of. "
             "Use the predictor 'euler_maruyama', or derive the SDE from LinearSDE if its drift is linear in x."
         )
 
     def denoise(self, score_fn: ScoreFn, x: Tensor, t: Tensor) -> Tensor:
         """Posterior mean of the data given `x` at `t`, when the law of `x_t` given `x_0` is known."""
         self.marginal_prob(x, t)  # explains itself if it is not
-        raise NotImplementedError(f"{type(self).__name__} has a marginal law but no denoise(); sample with denoise='mean' or 'none'.")
+        raise NotImplementedError(
+            f"{type(self).__name__} has a marginal law but no denoise(); sample with denoise='mean' or 'none'."
+        )
 
     def reverse(self, score_fn: ScoreFn, *, eta: float = 1.0) -> ReverseSDE:
-        """The reverse-time process for a score: `eta = 1` the reverse SDE, `eta = 0` the probability-flow ODE, and all between."""
+        """The reverse-time process for a score: `eta = 1` the reverse SDE, `eta = 0` the probability-flow ODE, and all
+        between.
+        """
         return ReverseSDE(self, score_fn, eta=eta)
 
     def chain(self, n: int) -> Chain:
-        """The discrete-time chain of `n` steps that the published system uses for this SDE (Euler-Maruyama unless it has its own)."""
+        """The discrete-time chain of `n` steps that the published system uses for this SDE (Euler-Maruyama unless it
+        has its own).
+        """
         return Chain(self, n)
 
     def check_time(self, t: Tensor) -> None:
-        """Raise `ValueError` when a time lies outside `[0, T]` (by more than rounding). Costs a synchronisation on a GPU: call it at doors."""
+        """Raise `ValueError` when a time lies outside `[0, T]` (by more than rounding). Costs a synchronisation on a
+        GPU: call it at doors.
+        """
         if not torch.isfinite(t).all() or (t < -1e-6 * self.T).any() or (t > self.T * (1 + 1e-6)).any():
-            raise ValueError(f"{type(self).__name__} lives on [0, {self.T:g}]; got times from {float(t.min()):g} to {float(t.max()):g}.")
+            raise ValueError(
+                f"{type(self).__name__} lives on [0, {self.T:g}]; got times from {float(t.min()):g} to "
+                f"{float(t.max()):g}."
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(T={self.T:g}, t_min={self.t_min:g})"
 
 
 class ReverseSDE:
-    """A forward SDE run backwards: `dx = [f − ½(1 + η²)(G Gᵀ s + ∇·G Gᵀ)] dt + η G dw̄`, solved from `T` down to `t_min`.
+    """A forward SDE run backwards: `dx = [f − ½(1 + η²)(G Gᵀ s + ∇·G Gᵀ)] dt + η G dw̄`, solved from `T` down to
+    `t_min`.
 
     Every `η` in [0, 1] has the same marginals: 1 is the reverse SDE of Anderson (1982), 0 the probability-flow ODE
     (Song et al., "Score-Based Generative Modeling through SDEs", ICLR 2021, eqs. 6 and 13).
@@ -136,7 +154,8 @@ class ReverseSDE:
 
 
 class Chain:
-    """A forward SDE as a Markov chain of `n` steps, `x_{i+1} = x_i + F(x_i, t_i) + G(t_i) z`, by the Euler-Maruyama rule with `dt = T/n`.
+    """A forward SDE as a Markov chain of `n` steps, `x_{i+1} = x_i + F(x_i, t_i) + G(t_i) z`, by the Euler-Maruyama
+    rule with `dt = T/n`.
 
     The published samplers and discrete-time models are written for such chains: states are numbered by
     `index(t) = trunc(t (n−1)/T)`. SDEs with a chain of their own (SMLD for VE, DDPM for VP) return a subclass of this.
@@ -159,12 +178,17 @@ class Chain:
 
     def posterior(self, score: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the state before `x`: the rule of ancestral sampling."""
-        raise ValueError(f"{type(self.sde).__name__} has no published discrete chain with a posterior; use ancestral_sampling without 'chain'.")
+        raise ValueError(
+            f"{type(self.sde).__name__} has no published discrete chain with a posterior; use ancestral_sampling "
+            f"without 'chain'."
+        )
 
     def langevin_factor(self, t: Tensor) -> Tensor:
         """The factor α in the step size of the published Langevin correctors."""
         return torch.ones_like(t)
 
     def marginal(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean coefficient and standard deviation of state `index` given the data, `(B,)` each: the law of discrete training."""
+        """Mean coefficient and standard deviation of state `index` given the data, `(B,)` each: the law of discrete
+        training.
+        """
         raise ValueError(f"{type(self.sde).__name__} has no published discrete chain; train it in continuous time.")

@@ -1,7 +1,7 @@
 """The discrete chains of the published systems: SMLD for the VE SDE, DDPM for the VP SDE.
 
-The continuous-time predictors of this library use exact transitions instead; these tables serve parity with published samplers and
-networks trained on a discrete set of noise levels.
+The continuous-time predictors of this library use exact transitions instead; these tables serve parity with published
+samplers and networks trained on a discrete set of noise levels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from sde_score.tensors import expand_like
 
 
 class SMLDChain(Chain):
-    """`x_{i+1} = x_i + √(σ_i² − σ_{i−1}²) z`, σ_i geometric from σ_min to σ_max, `σ_{−1} = 0` (Song et al. 2021, eq. 20)."""
+    """`x_{i+1} = x_i + √(σ_i² − σ_{i−1}²) z`, σ_i geometric from σ_min to σ_max, `σ_{−1} = 0` (Song et al. 2021, eq.
+    20).
+    """
 
     def __init__(self, sde: SDE, n: int) -> None:
         super().__init__(sde, n)
@@ -42,7 +44,8 @@ class SMLDChain(Chain):
 
 
 class DDPMChain(Chain):
-    """`x_{i+1} = √(1 − β_i) x_i + √β_i z`, β_i linear from β_min/n to β_max/n (Ho et al. 2020; Song et al. 2021, eq. 10).
+    """`x_{i+1} = √(1 − β_i) x_i + √β_i z`, β_i linear from β_min/n to β_max/n (Ho et al. 2020; Song et al. 2021, eq.
+    10).
 
     Raises `ValueError` unless `n > β_max`: with fewer steps some `1 − β_i` are not positive.
     """
@@ -50,7 +53,10 @@ class DDPMChain(Chain):
     def __init__(self, sde: SDE, n: int) -> None:
         super().__init__(sde, n)
         if n <= sde.beta_max:
-            raise ValueError(f"The DDPM chain needs more than beta_max = {sde.beta_max:g} steps (1 − beta_i must be positive); got n={n}.")
+            raise ValueError(
+                f"The DDPM chain needs more than beta_max = {sde.beta_max:g} steps (1 − beta_i must be positive); got "
+                f"n={n}."
+            )
         self.betas = torch.linspace(sde.beta_min / n, sde.beta_max / n, n)
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)

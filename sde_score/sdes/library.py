@@ -20,7 +20,8 @@ class VESDE(LinearSDE):
 
     Args:
         sigma_min: noise at time 0, well below the detail to be kept.
-        sigma_max: noise at time 1; a good choice is the largest distance between two data points (Song & Ermon 2020, technique 1).
+        sigma_max: noise at time 1; a good choice is the largest distance between two data points (Song & Ermon 2020,
+            technique 1).
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 1e-5) -> None:
@@ -56,7 +57,9 @@ class VESDE(LinearSDE):
 
 
 class _LinearBeta(LinearSDE):
-    """What VP and sub-VP share: `f = −½ β(t)`, `β(t) = β_min + t (β_max − β_min)`, hence `log m(t) = −¼ t² (β_max − β_min) − ½ t β_min`."""
+    """What VP and sub-VP share: `f = −½ β(t)`, `β(t) = β_min + t (β_max − β_min)`, hence `log m(t) = −¼ t² (β_max −
+    β_min) − ½ t β_min`.
+    """
 
     def __init__(
         self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5, published_rounding: bool = False
@@ -64,7 +67,9 @@ class _LinearBeta(LinearSDE):
         super().__init__(T=1.0, t_min=t_min)
         self.published_rounding = published_rounding
         if not 0 <= beta_min <= beta_max or beta_max == 0:
-            raise ValueError(f"{type(self).__name__} needs 0 <= beta_min <= beta_max, beta_max > 0; got {beta_min} and {beta_max}.")
+            raise ValueError(
+                f"{type(self).__name__} needs 0 <= beta_min <= beta_max, beta_max > 0; got {beta_min} and {beta_max}."
+            )
         self.beta_min, self.beta_max = float(beta_min), float(beta_max)
 
     def beta(self, t: Tensor) -> Tensor:
@@ -95,9 +100,9 @@ class _LinearBeta(LinearSDE):
 class VPSDE(_LinearBeta):
     """Variance preserving, the continuous DDPM: `dx = −½ β(t) x dt + √β(t) dw`, `β(t) = β_min + t (β_max − β_min)`.
 
-    Marginals `N(m x_0, 1 − m²)` with `log m = −¼ t² (β_max − β_min) − ½ t β_min` (Song et al. 2021, eq. 11 and appendix C). The variance is
-    taken as `−expm1(2 log m)`: the published float32 `1 − exp(2 log m)` is wrong by 0.6 % of std at t = 1e-5, and
-    `published_rounding=True` reproduces it.
+    Marginals `N(m x_0, 1 − m²)` with `log m = −¼ t² (β_max − β_min) − ½ t β_min` (Song et al. 2021, eq. 11 and appendix
+    C). The variance is taken as `−expm1(2 log m)`: the published float32 `1 − exp(2 log m)` is wrong by 0.6 % of std at
+    t = 1e-5, and `published_rounding=True` reproduces it.
     """
 
     def diffusion_coeff(self, t: Tensor) -> Tensor:
@@ -137,10 +142,11 @@ class SubVPSDE(_LinearBeta):
 
 @SDES.register("cosine")
 class CosineSDE(GaussianPathSDE):
-    """The cosine schedule in continuous time: `α = cos φ(t) / cos φ(0)`, variance preserving, `φ(t) = (π/2) (t + s)/(1 + s)`.
+    """The cosine schedule in continuous time: `α = cos φ(t) / cos φ(0)`, variance preserving, `φ(t) = (π/2) (t + s)/(1
+    + s)`.
 
-    `α(0) = 1` and `σ² = 1 − α²` (Nichol & Dhariwal 2021, eq. 17). The drift is infinite at t = 1, where α = 0, so the process ends at
-    `T < 1`; its α(T) of about 0.008 is left out of the prior N(0, 1).
+    `α(0) = 1` and `σ² = 1 − α²` (Nichol & Dhariwal 2021, eq. 17). The drift is infinite at t = 1, where α = 0, so the
+    process ends at `T < 1`; its α(T) of about 0.008 is left out of the prior N(0, 1).
     """
 
     def __init__(self, s: float = 0.008, T: float = 0.995, t_min: float = 1e-4) -> None:

@@ -49,10 +49,10 @@ class LinearSDE(SDE):
 
         std(t)² = m(t)² (std_0² + ∫₀ᵗ g(s)²/m(s)² ds),
 
-    where `std_0` (0 unless the subclass sets it) is noise already in the data at time 0, as in the VE SDE. Both integrals are taken by
-    Gauss-Legendre quadrature with 32 nodes scaled to the interval, in float64: exact to rounding for smooth coefficients, also near
-    `t = 0`. A discontinuous coefficient costs accuracy: then override `marginal_coeffs` and `transition` with the closed form
-    (`sde_score.testing.check_sde` compares them).
+    where `std_0` (0 unless the subclass sets it) is noise already in the data at time 0, as in the VE SDE. Both
+    integrals are taken by Gauss-Legendre quadrature with 32 nodes scaled to the interval, in float64: exact to rounding
+    for smooth coefficients, also near `t = 0`. A discontinuous coefficient costs accuracy: then override
+    `marginal_coeffs` and `transition` with the closed form (`sde_score.testing.check_sde` compares them).
 
     A coefficient is a scalar for each time, `(B,)`, or diagonal: `(B, C, ...)`, broadcasting against `x` from the left.
     """
@@ -63,7 +63,9 @@ class LinearSDE(SDE):
         super().__init_subclass__(**kwargs)
         for short, name in (("f", "drift_coeff"), ("g", "diffusion_coeff")):
             if short in cls.__dict__ and name not in cls.__dict__:
-                raise TypeError(f"{cls.__name__} defines {short}(t); a LinearSDE calls it {name}(t). Rename the method.")
+                raise TypeError(
+                    f"{cls.__name__} defines {short}(t); a LinearSDE calls it {name}(t). Rename the method."
+                )
 
     @abstractmethod
     def drift_coeff(self, t: Tensor) -> Tensor:
@@ -74,7 +76,9 @@ class LinearSDE(SDE):
         """g(t), elementwise in `t`."""
 
     def _coeff(self, name: str, t: Tensor) -> Tensor:
-        """A coefficient as a tensor with the batch axis of `t`, whatever the subclass returned (a number, a scalar tensor ...)."""
+        """A coefficient as a tensor with the batch axis of `t`, whatever the subclass returned (a number, a scalar
+        tensor ...).
+        """
         value = torch.as_tensor(getattr(self, name)(t), dtype=t.dtype, device=t.device)
         if value.ndim == 0:
             return value.expand(t.shape)
@@ -85,7 +89,7 @@ class LinearSDE(SDE):
             )
         return value
 
-    # --- the SDE interface -------------------------------------------------------------------------------------------------
+    # --- the SDE interface
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         return expand_like(self._coeff("drift_coeff", t), x) * x
@@ -124,7 +128,7 @@ class LinearSDE(SDE):
         std = self._prior_std_like(x)
         return sum_except_batch(-0.5 * (x / std) ** 2 - torch.log(std) - 0.5 * math.log(2 * math.pi))
 
-    # --- derived quantities ------------------------------------------------------------------------------------------------
+    # --- derived quantities
 
     def _transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """`exp ∫ₛᵗ f` and the variance gathered between `s` and `t` of shape `(B,)`, in float64."""
@@ -143,7 +147,9 @@ class LinearSDE(SDE):
         return torch.exp(log_mean), variance
 
     def _quadrature(self, s: Tensor, t: Tensor, std_s: float) -> tuple[Tensor, Tensor]:
-        """Mean coefficient and standard deviation at `t` of a path with standard deviation `std_s` at `s`, in the precision of `t`."""
+        """Mean coefficient and standard deviation at `t` of a path with standard deviation `std_s` at `s`, in the
+        precision of `t`.
+        """
         if t.ndim != 1:
             raise ValueError(f"Times have shape (B,); got {tuple(t.shape)}.")
         batch = len(t)
@@ -168,7 +174,9 @@ class LinearSDE(SDE):
         return 2 * (torch.log(mean_coeff) - torch.log(std))
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The time in `[0, T]` with the given log-SNR (scalar coefficients), by bisection to rounding; clamped to the ends."""
+        """The time in `[0, T]` with the given log-SNR (scalar coefficients), by bisection to rounding; clamped to the
+        ends.
+        """
         wide = _wide(log_snr.device)
         target = log_snr.to(wide)
         low, high = torch.zeros_like(target), torch.full_like(target, self.T)
@@ -187,8 +195,9 @@ class LinearSDE(SDE):
 class GaussianPathSDE(LinearSDE):
     """The linear SDE with marginals `N(α(t) x_0, σ(t)² I)`: a subclass gives `alpha(t)` and `sigma(t)`.
 
-    Then `f = α'/α` and `g² = dσ²/dt − 2 f σ²`, with derivatives by automatic differentiation (Kingma et al., "Variational Diffusion
-    Models", 2021, eq. 2; Karras et al. 2022, appendix B). `alpha` must be positive on `[0, T]` and `alpha(0) = 1`.
+    Then `f = α'/α` and `g² = dσ²/dt − 2 f σ²`, with derivatives by automatic differentiation (Kingma et al.,
+    "Variational Diffusion Models", 2021, eq. 2; Karras et al. 2022, appendix B). `alpha` must be positive on `[0, T]`
+    and `alpha(0) = 1`.
     """
 
     @abstractmethod
@@ -215,6 +224,7 @@ class GaussianPathSDE(LinearSDE):
         return self.alpha(t), self.sigma(t)
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        # σ_t² − a² σ_s² = σ_t² (1 − SNR_t/SNR_s), which keeps its precision where a quadrature near a pole of f would not
+        # σ_t² − a² σ_s² = σ_t² (1 − SNR_t/SNR_s), which keeps its precision where a quadrature near a pole of f would
+        # not
         variance = -torch.expm1(self.log_snr(t) - self.log_snr(s)) * self.sigma(t) ** 2
         return self.alpha(t) / self.alpha(s), torch.sqrt(variance)

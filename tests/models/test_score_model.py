@@ -45,7 +45,9 @@ def test_the_target_of_each_gives_back_the_noise(kind, name):
     assert torch.allclose(model.eps(x, t), z, atol=1e-8)
     assert torch.allclose(model(x, t), -z / std, rtol=1e-7)
     assert torch.allclose(model.denoise(x, t), x0, atol=1e-6 * float((std / m).max()))
-    assert torch.allclose(seen[0][1], torch.log(std / m).flatten(0)[:: 1 if std.shape[1] == 1 else 3][: len(t)], atol=1e-9)
+    assert torch.allclose(
+        seen[0][1], torch.log(std / m).flatten(0)[:: 1 if std.shape[1] == 1 else 3][: len(t)], atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -33,9 +33,12 @@ def batch(n=4000, seed=0):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("settings", [{}, {"weighting": "edm", "times": "log_normal"}, {"weighting": "likelihood", "times": "importance"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"weighting": "edm", "times": "log_normal"}, {"weighting": "likelihood", "times": "importance"}]
+)
 def test_the_exact_score_is_the_minimum(kind, settings):
-    # 12 000 numbers: the gradient at the truth is a mean of zero-mean terms; its own standard error is measured, bound at five of it
+    # 12 000 numbers: the gradient at the truth is a mean of zero-mean terms; its own standard error is measured, bound
+    # at five of it
     sde = SDES.build(kind)
     objective, model = OBJECTIVES.get("dsm")(sde, **settings), GaussianModel(sde)
     x0, noise = batch()
@@ -114,7 +117,9 @@ def test_mixed_times_are_half_uniform_in_log_snr():
 
 def test_log_normal_times_have_the_stated_law():
     sde = SDES.build("edm(T=1000., t_min=1e-6)")
-    t, _ = TIME_SAMPLERS.build("log_normal(mean=-1., std=0.8)", sde)((torch.arange(4000, dtype=torch.float64) + 0.5) / 4000)
+    t, _ = TIME_SAMPLERS.build("log_normal(mean=-1., std=0.8)", sde)(
+        (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    )
     assert abs(float(torch.log(t).mean()) + 1) < 1e-3 and abs(float(torch.log(t).std()) - 0.8) < 1e-2
 
 

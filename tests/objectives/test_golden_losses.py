@@ -45,7 +45,11 @@ class Draws:
         return self.u
 
 
-CONTINUOUS = {"ve": "score(label='sigma')", "vp": "eps(label='999t', scale_input=False)", "subvp": "eps(label='999t', scale_input=False)"}
+CONTINUOUS = {
+    "ve": "score(label='sigma')",
+    "vp": "eps(label='999t', scale_input=False)",
+    "subvp": "eps(label='999t', scale_input=False)",
+}
 
 
 def published_sde(kind):
@@ -98,4 +102,6 @@ def test_discrete_training_of_subvp_is_refused():
         OBJECTIVES.build("discrete_dsm(n=100)", SDES.build("subvp"))
     model = ScoreModel(ToyNetwork(1.0), SDES.build("vp"))
     with pytest.raises(ValueError, match="continuous in time"):
-        OBJECTIVES.build("discrete_dsm(n=100)", SDES.build("vp"))(model, torch.zeros(2, 1, 2, 2), noise=torch.randn_like)
+        OBJECTIVES.build("discrete_dsm(n=100)", SDES.build("vp"))(
+            model, torch.zeros(2, 1, 2, 2), noise=torch.randn_like
+        )

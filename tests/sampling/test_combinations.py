@@ -1,8 +1,9 @@
 """Every SDE x predictor x corrector x eta: it samples the truth, or refuses with a mathematical reason.
 
-The score is that of a two-mode Gaussian mixture in two dimensions, exact at every noise level. With 3000 samples the standard errors are
-0.0084 for a mode's weight, 0.007 for its mean and 1.3 % for its width. The bounds, 0.05, 0.05 and 9 %, are about six of them plus a
-discretisation error, at the published 1000 steps, of up to 0.01, 0.01 and 2 %: a false alarm in all the 63 runs together is less likely than 1 in 100,000.
+The score is that of a two-mode Gaussian mixture in two dimensions, exact at every noise level. With 3000 samples the
+standard errors are 0.0084 for a mode's weight, 0.007 for its mean and 1.3 % for its width. The bounds, 0.05, 0.05 and 9
+%, are about six of them plus a discretisation error, at the published 1000 steps, of up to 0.01, 0.01 and 2 %: a false
+alarm in all the 63 runs together is less likely than 1 in 100,000.
 """
 
 import itertools
@@ -64,7 +65,9 @@ def test_combination(sde, predictor, corrector):
         return
     if predictor == "none":  # a corrector alone must follow the annealing by itself: more and larger steps
         corrector = corrector.replace("0.16)", "0.16, n_steps=4)")
-    sampler = PCSampler(sde, predictor, corrector, steps=1000, times="log_snr" if predictor == "none" else "uniform", t_min=1e-3)
+    sampler = PCSampler(
+        sde, predictor, corrector, steps=1000, times="log_snr" if predictor == "none" else "uniform", t_min=1e-3
+    )
     noise = GeneratorNoise(torch.Generator().manual_seed(1))
     result = sampler(mixture_score(sde), sde.prior_sampling((N, 2), noise=noise), noise=noise)
     check_law(result.x)

@@ -13,9 +13,15 @@ from sde_score.tensors import expand_like
 
 PREDICTOR = {"em": "euler_maruyama", "rd": "reverse_diffusion", "anc": "ancestral_sampling"}
 PC_FILES = [
-    "pc_subvp_em", "pc_ve_anc_langevin2_nodenoise", "pc_ve_discrete_rd_langevin", "pc_ve_none_ald", "pc_ve_rd_langevin", "pc_vp_anc",
-    "pc_vp_em", "pc_vp_rd_probflow",
-]  # fmt: skip
+    "pc_subvp_em",
+    "pc_ve_anc_langevin2_nodenoise",
+    "pc_ve_discrete_rd_langevin",
+    "pc_ve_none_ald",
+    "pc_ve_rd_langevin",
+    "pc_vp_anc",
+    "pc_vp_em",
+    "pc_vp_rd_probflow",
+]
 
 
 def load(golden_dir, name):

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from sde_score.sampling import PREDICTORS, SAMPLERS, ODESampler, PCSampler, SDESampler, Trajectory, make_sampler, make_times
+from sde_score.sampling import (
+    PREDICTORS,
+    SAMPLERS,
+    ODESampler,
+    PCSampler,
+    SDESampler,
+    Trajectory,
+    make_sampler,
+    make_times,
+)
 from sde_score.sampling.times import TIMES
 from sde_score.sdes import SDE, SDES, LinearSDE
 from sde_score.tensors import GeneratorNoise, SampleNoise, expand_like
@@ -47,7 +56,9 @@ def test_sample_i_depends_on_seed_and_i_only(name):
         for start in range(0, total, batch):
             members = range(start, min(start + batch, total))
             noise = SampleNoise(3, members)
-            parts.append(sampler(coupled_score(sde), sde.prior_sampling((len(members), 2, 3), noise=noise), noise=noise).x)
+            parts.append(
+                sampler(coupled_score(sde), sde.prior_sampling((len(members), 2, 3), noise=noise), noise=noise).x
+            )
         return torch.cat(parts)
 
     whole = draw(total)
@@ -73,13 +84,20 @@ def test_gaussian_law(name, kind):
     sde = SDES.build(kind)
     if name == "sde adaptive":
         pytest.skip("one sample at a time: its law is that of 'sde', its independence is tested above")
-    shape = (15, 100) if name == "sde" else (100, 15) if name == "scipy" else (1500, 1)  # dimensions are independent too; paths cost time
+    # dimensions are independent too; paths cost time
+    shape = (15, 100) if name == "sde" else (100, 15) if name == "scipy" else (1500, 1)
     noise = GeneratorNoise(torch.Generator().manual_seed(5))
-    sampler = ALL[name](sde) if "ode" in name or name == "scipy" else {
-        "pc": PCSampler(sde, "reverse_diffusion", "langevin(snr=0.1, norms='expected')", steps=150, times="log_snr"),
-        "ancestral": PCSampler(sde, "ancestral_sampling", "ald(snr=0.1)", steps=150, times="log_snr"),
-        "sde": SDESampler(sde, "srk", steps=100, t_min=0.01 * sde.T),
-    }[name]
+    sampler = (
+        ALL[name](sde)
+        if "ode" in name or name == "scipy"
+        else {
+            "pc": PCSampler(
+                sde, "reverse_diffusion", "langevin(snr=0.1, norms='expected')", steps=150, times="log_snr"
+            ),
+            "ancestral": PCSampler(sde, "ancestral_sampling", "ald(snr=0.1)", steps=150, times="log_snr"),
+            "sde": SDESampler(sde, "srk", steps=100, t_min=0.01 * sde.T),
+        }[name]
+    )
     x = sampler(gaussian_score(sde), sde.prior_sampling(shape, noise=noise), noise=noise).x
     assert abs(float(x.mean()) - MU) < 0.09
     assert abs(float(x.std()) / math.sqrt(VAR) - 1) < 0.11
@@ -95,7 +113,9 @@ def final_error(make, sde, steps):
     return float((make(sde, steps, t_min)(gaussian_score(sde), x_T).x - exact).abs().max())
 
 
-@pytest.mark.parametrize("predictor,order", [("euler_maruyama", 1), ("reverse_diffusion", 1), ("ancestral_sampling", 1)])
+@pytest.mark.parametrize(
+    "predictor,order", [("euler_maruyama", 1), ("reverse_diffusion", 1), ("ancestral_sampling", 1)]
+)
 def test_convergence_order_of_the_flow(predictor, order):
     def make(sde, steps, t_min):
         return PCSampler(sde, f"{predictor}(eta=0.)", "none", steps=steps, t_min=t_min, denoise="none")
@@ -111,7 +131,9 @@ def test_brownian_path_does_not_change_with_the_step():
     x_T = torch.randn(3, 2, dtype=torch.float64)
 
     def run(steps):
-        return SDESampler(sde, "euler", steps=steps, t_min=0.02, denoise="none")(gaussian_score(sde), x_T, noise=SampleNoise(1, range(3))).x
+        return SDESampler(sde, "euler", steps=steps, t_min=0.02, denoise="none")(
+            gaussian_score(sde), x_T, noise=SampleNoise(1, range(3))
+        ).x
 
     reference = run(640)
     errors = [float((run(n) - reference).norm()) for n in (20, 160)]
@@ -175,7 +197,9 @@ def test_constraint_is_applied_after_every_update():
         seen.append(float(t[0]))
         return torch.cat([torch.full_like(x[:, :1], 7.0), x[:, 1:]], 1)
 
-    x = PCSampler(sde, "reverse_diffusion", "ald", steps=4, denoise="mean")(gaussian_score(sde), torch.randn(2, 3), constraint=constraint).x
+    x = PCSampler(sde, "reverse_diffusion", "ald", steps=4, denoise="mean")(
+        gaussian_score(sde), torch.randn(2, 3), constraint=constraint
+    ).x
     assert (x[:, 0] == 7).all() and len(seen) == 4 * 2 * 2
     with pytest.raises(ValueError, match="'pc'"):
         ODESampler(sde)(gaussian_score(sde), torch.randn(2, 3), constraint=constraint)
@@ -271,5 +295,7 @@ def test_general_sdes_sample_with_euler_maruyama_and_the_ode_and_refuse_the_rest
 
 def test_matrix_noise_through_the_hooks():
     sde, noise = Rotated(), GeneratorNoise(torch.Generator().manual_seed(0))
-    x = PCSampler(sde, "euler_maruyama", steps=200, t_min=1e-3)(gaussian_score(sde), sde.prior_sampling((2000, 2), noise=noise), noise=noise).x
+    x = PCSampler(sde, "euler_maruyama", steps=200, t_min=1e-3)(
+        gaussian_score(sde), sde.prior_sampling((2000, 2), noise=noise), noise=noise
+    ).x
     assert abs(float(x.mean()) - MU) < 0.06 and abs(float(x.std()) / math.sqrt(VAR) - 1) < 0.08

@@ -68,7 +68,11 @@ def test_discrete_tables(golden_dir):
     close(SDES.get("ve")(**meta["params"]).chain(meta["N"]).sigmas, g["discrete_sigmas"])
     g, meta = load(golden_dir, "sde_vp")
     chain = SDES.get("vp")(**meta["params"]).chain(meta["N"])
-    for name, table in (("discrete_betas", chain.betas), ("alphas", chain.alphas), ("alphas_cumprod", chain.alphas_cumprod)):
+    for name, table in (
+        ("discrete_betas", chain.betas),
+        ("alphas", chain.alphas),
+        ("alphas_cumprod", chain.alphas_cumprod),
+    ):
         close(table, g[name], 1e-6)
     index = torch.arange(meta["N"])
     close(chain.marginal(index)[0], g["sqrt_alphas_cumprod"], 1e-6)

@@ -131,7 +131,8 @@ def test_any_rank(name, shape):
 
 
 def test_eta_family_shares_its_marginals():
-    # Fokker-Planck in one dimension: the η-drift minus half its own diffusion term must be the probability-flow drift for every η
+    # Fokker-Planck in one dimension: the η-drift minus half its own diffusion term must be the probability-flow drift
+    # for every η
     sde = SDES.build("vp")
     x, t = torch.randn(50, 1, dtype=torch.float64), torch.full((50,), 0.4, dtype=torch.float64)
 
