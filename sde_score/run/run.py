@@ -92,8 +92,17 @@ class Run:
     def data(self) -> DataSplits:
         """The data set, loaded when first asked for."""
         if self._data is None:
-            self._data = build_data(self.config)
+            self._data = self.check_data(build_data(self.config))
         return self._data
+
+    def check_data(self, data: DataSplits) -> DataSplits:
+        """The data, if the model fits them; otherwise `ValueError`."""
+        if (data.info.shape, data.info.levels) != (self.info.shape, self.info.levels):
+            raise ValueError(
+                f"The run was trained on samples of shape {self.info.shape} ({self.info.levels or 'no'} grey levels); "
+                f"these data have shape {data.info.shape} ({data.info.levels or 'no'} grey levels)."
+            )
+        return data
 
     def has_data(self) -> bool:
         """Are the data still where the run found them? Sampling goes without."""
@@ -184,4 +193,6 @@ def load(
     local_rank = os.environ.get("LOCAL_RANK")  # each process of a torchrun has a GPU of its own
     device = pick_device(config.device, None if local_rank is None else int(local_rank))
     model = model.to(device).eval().requires_grad_(False)
-    return Run(config, info, scaler, sde, model, workdir, found.step, device, None if data is None else as_splits(data))
+    run = Run(config, info, scaler, sde, model, workdir, found.step, device)
+    run._data = None if data is None else run.check_data(as_splits(data))
+    return run

@@ -13,7 +13,16 @@ from ml_collections import ConfigDict
 from sde_score.config import from_json, is_run, read_run, to_json
 from sde_score.data import BatchLoader, DataSplits, Scaler, iterate
 from sde_score.models.ema import EMA
-from sde_score.run.build import GIVEN, build_data, build_model, build_objective, build_sampler, build_sde, check_likelihood, import_plugins
+from sde_score.run.build import (
+    GIVEN,
+    build_data,
+    build_model,
+    build_objective,
+    build_sampler,
+    build_sde,
+    check_likelihood,
+    import_plugins,
+)
 from sde_score.run.run import Run, as_splits, check_same_run, load, provenance, saved_state, write_json
 from sde_score.run.sample import sample_action
 from sde_score.training import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-DIGITS = '''
+DIGITS = """
 from sde_score.config import make_config
 
 
@@ -29,8 +29,8 @@ def get_config(sde="vp"):
         likelihood={"batch_size": 8, "solver": "rk4(steps=4)"},
         evaluation={"num_samples": 16, "features": "pixels", "metrics": ("fd",)},
     )
-'''
-TOY = '''
+"""
+TOY = """
 from sde_score.config import make_config
 
 
@@ -48,7 +48,7 @@ def get_config(sde="vp"):
         likelihood={"batch_size": 16, "trace": "exact", "solver": "rk4(steps=4)"},
         evaluation={"num_samples": 16, "metrics": ("fd",)},
     )
-'''
+"""
 
 
 @pytest.fixture(scope="session")

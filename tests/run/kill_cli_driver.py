@@ -1,4 +1,6 @@
-"""Kill `sde-score train` again and again, resume it, and compare with a run left in peace. Run by test_kill_resume_cli.py.
+"""Kill `sde-score train` again and again, resume it, and compare with a run left in peace.
+
+Run by test_kill_resume_cli.py.
 
 One process imports everything and forks a child for each attempt, so that twenty kills cost seconds. SIGKILL comes from
 outside, at a random time. `main(["train", ...])` is what the console script calls.
@@ -38,14 +40,13 @@ def start(config: str, workdir: Path) -> int:
         os._exit(code)
 
 
-def attempt(config: str, workdir: Path, seconds: float | None = None, *, training: bool = False) -> bool:
-    """Train, for so many seconds at most (with `training`: seconds of training proper); True if it came to the end."""
-    before = stamp(workdir)
+def attempt(config: str, workdir: Path, seconds: float | None = None, *, step: int = 0) -> bool:
+    """Train, for so many seconds at most after the checkpoint of `step`; True if it came to the end."""
     child = start(config, workdir)
     if seconds is not None:
         deadline = time.monotonic() + 30
-        while training and stamp(workdir) == before and time.monotonic() < deadline:
-            time.sleep(0.002)
+        while newest(workdir) < step and time.monotonic() < deadline:
+            time.sleep(0.001)
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
@@ -54,12 +55,9 @@ def attempt(config: str, workdir: Path, seconds: float | None = None, *, trainin
     return os.WIFEXITED(status)
 
 
-def stamp(workdir: Path) -> int:
-    """Changes when the steps begin: `run.json` then says that the run is going on."""
-    try:
-        return (workdir / "run.json").stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+def newest(workdir: Path) -> int:
+    """The step of the newest checkpoint."""
+    return max((int(path.stem[5:]) for path in (workdir / "checkpoints").glob("step_*.pt")), default=0)
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -89,17 +87,15 @@ def main(config: str, folder: Path, kills: int) -> None:
     assert attempt(config, whole)
     duration = time.monotonic() - started
     random.seed(kills)
-    training = json.loads((whole / "run.json").read_text())["seconds"]
     at_steps, done = [], 0
     for n in range(kills):
         if n % 5 == 0:  # at any moment, imports and all
-            done += attempt(config, killed, random.uniform(0.02, 0.5 * duration))
+            done += attempt(config, killed, random.uniform(0.02, 0.25 * duration))
         else:  # most of a child's time is its beginning; these hit the steps
-            done += attempt(config, killed, random.uniform(0.0, 6.0 * training / kills), training=True)
-        files = sorted((killed / "checkpoints").glob("step_*.pt"))
-        for path in files:  # whatever happened, what is there is good
+            done += attempt(config, killed, random.uniform(0.0, 0.02), step=STEPS * n // (kills + 1))
+        for path in (killed / "checkpoints").glob("step_*.pt"):  # whatever happened, what is there is good
             load_checkpoint(path)
-        at_steps.append(int(files[-1].stem[5:]) if files else 0)
+        at_steps.append(newest(killed))
     assert at_steps == sorted(at_steps), "a checkpoint was lost"
     assert attempt(config, killed)
     assert lines(killed) == lines(whole)

@@ -199,14 +199,25 @@ def test_what_may_change(cli, digits_run, tmp_path, flag):
 
 
 def test_overrides_before_the_configuration(cli, toy_config, tmp_path):
-    flags = ("--config.training.n_iters=3", "--config.sde", "subvp", "--config", toy_config, f"--workdir={tmp_path}/run")
+    flags = (
+        "--config.training.n_iters=3",
+        "--config.sde",
+        "subvp",
+        "--config",
+        toy_config,
+        f"--workdir={tmp_path}/run",
+    )
     assert cli("train", *flags, "--json").json["step"] == 3
     assert json.loads((tmp_path / "run/config.json").read_text())["sde"] == "subvp"
 
 
 def test_class_conditional(cli, digits_config, tmp_path):
     base = (f"--workdir={tmp_path}/run",)
-    flags = ("--config.model.class_conditional=True", "--config.training.n_iters=4", "--config.training.checkpoint_freq=2")
+    flags = (
+        "--config.model.class_conditional=True",
+        "--config.training.n_iters=4",
+        "--config.training.checkpoint_freq=2",
+    )
     assert cli("train", f"--config={digits_config}", *base, *flags).code == 0
     assert cli("sample", *base, "--num=5", "--labels=3,7", "--tag=c").code == 0
     assert np.load(tmp_path / "run/samples/c.npz")["y"].tolist() == [3, 7, 3, 7, 3]
@@ -249,7 +260,9 @@ def test_two_processes_draw_the_same_samples(cli, digits_run, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(cli, digits_config, digits_run, tmp_path):
-    ended = run_module(*TORCHRUN, "train", f"--config={digits_config}", f"--workdir={tmp_path}/run", "--config.device=cpu")
+    ended = run_module(
+        *TORCHRUN, "train", f"--config={digits_config}", f"--workdir={tmp_path}/run", "--config.device=cpu"
+    )
     assert ended.returncode == 0, ended.stderr
     one, two = load_checkpoint(digits_run), load_checkpoint(tmp_path / "run")
     assert two.step == 20

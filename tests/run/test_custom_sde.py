@@ -1,4 +1,4 @@
-"""An SDE of the user's own, in a file of their own, with nothing but f(t) and g(t): by flags alone it does everything."""
+"""An SDE in a file of the user's own, with nothing but f(t) and g(t): by flags alone it does everything."""
 
 import json
 import shutil
@@ -56,7 +56,11 @@ def test_train_sample_likelihood_by_flags_alone(cli, run, plugin):
     config = json.loads((run / "config.json").read_text())
     assert config["sde"] == "mine" and config["plugins"] == [str(plugin)]  # later commands need no --plugin
     for number, (method, *settings) in enumerate(SAMPLERS):
-        flags = [f"--config.sampling.method={method}", *(f"--config.sampling.{s}" for s in settings), f"--tag=s{number}"]
+        flags = [
+            f"--config.sampling.method={method}",
+            *(f"--config.sampling.{s}" for s in settings),
+            f"--tag=s{number}",
+        ]
         found = cli("sample", f"--workdir={run}", "--num=6", *flags, "--notrajectory", "--json").json
         x = np.load(run / f"samples/s{number}.npz")["x"]
         assert x.shape == (6, 2) and np.isfinite(x).all(), (method, settings)
@@ -70,7 +74,10 @@ def test_images_too(cli, plugin, digits_config, tmp_path):
     base = (f"--workdir={tmp_path}/run",)
     flags = (f"--plugin={plugin}", "--config.sde=mine", "--config.training.n_iters=6")
     assert cli("train", f"--config={digits_config}", *base, *flags).code == 0
-    assert cli("sample", *base, "--num=4", "--config.sampling.method=ode", "--config.sampling.solver=heun(steps=3)").code == 0
+    assert (
+        cli("sample", *base, "--num=4", "--config.sampling.method=ode", "--config.sampling.solver=heun(steps=3)").code
+        == 0
+    )
     assert cli("likelihood", *base, "--num=8", "--json").json["bits_per_dim"]["mean"] > 0
 
 
@@ -80,7 +87,10 @@ def test_listed_with_its_origin(cli, plugin):
 
 
 def test_goes_on_by_the_same_command_and_without_the_flag(cli, run, plugin):
-    assert cli("train", f"--workdir={run}", f"--plugin={plugin}", "--config.training.n_iters=24", "--json").json["step"] == 24
+    assert (
+        cli("train", f"--workdir={run}", f"--plugin={plugin}", "--config.training.n_iters=24", "--json").json["step"]
+        == 24
+    )
     assert cli("train", f"--workdir={run}", "--config.training.n_iters=26", "--json").json["step"] == 26
     assert json.loads((run / "config.json").read_text())["plugins"] == [str(plugin)]
 

@@ -1,4 +1,4 @@
-"""What can be wrong, gets one line on stderr that says what to write instead; nothing is lost and nothing is executed."""
+"""What can be wrong gets one line on stderr that says what to write instead; nothing is lost, nothing executed."""
 
 import errno
 import os
@@ -93,7 +93,11 @@ def test_commands_and_configurations(refused, tmp_path):
 
 
 def test_a_configuration_file_in_error(refused, tmp_path):
-    for text, words in (("x = 1", ["get_config"]), ("def get_config(:", ["SyntaxError"]), ("1/0", ["ZeroDivisionError"])):
+    for text, words in (
+        ("x = 1", ["get_config"]),
+        ("def get_config(:", ["SyntaxError"]),
+        ("1/0", ["ZeroDivisionError"]),
+    ):
         (tmp_path / "mine.py").write_text(text)
         refused("train", f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run", words=words)
 
@@ -134,18 +138,24 @@ def test_classes_of_data_without_labels(refused, toy_config, tmp_path):
 
 def test_wrong_shapes(refused, toy_config, digits_config, tmp_path):
     base = (f"--workdir={tmp_path}/run",)
-    refused("train", f"--config={toy_config}", *base, "--config.model.name=unet", words=["config.model", "(2,)", "'mlp'"])
+    refused(
+        "train", f"--config={toy_config}", *base, "--config.model.name=unet", words=["config.model", "(2,)", "'mlp'"]
+    )
     np.save(tmp_path / "odd.npy", np.zeros((3, 2, 2, 2, 2, 2), dtype=np.float32))
-    refused("train", f"--config={digits_config}", *base, f"--config.data.name={tmp_path}/odd.npy", words=["1 to 4 axes"])
+    refused(
+        "train", f"--config={digits_config}", *base, f"--config.data.name={tmp_path}/odd.npy", words=["1 to 4 axes"]
+    )
     np.save(tmp_path / "one.npy", np.zeros((1, 2), dtype=np.float32))
     refused("train", f"--config={toy_config}", *base, f"--config.data.name={tmp_path}/one.npy", words=["at least two"])
 
 
-def test_no_likelihood_of_undequantised_levels(cli, refused, digits_config, tmp_path):
+def test_a_run_on_undequantised_levels_declares_the_dequantisation_of_its_likelihood(cli, digits_config, tmp_path):
+    """Grey levels without noise have no density; trained as published, without it, they get it for the likelihood."""
     base = (f"--workdir={tmp_path}/run",)
     flags = ("--config.data.uniform_dequantization=False", "--config.training.n_iters=1")
     assert cli("train", f"--config={digits_config}", *base, *flags).code == 0
-    refused("likelihood", *base, words=["uniform_dequantization=False", "no bits/dim"])
+    found = cli("likelihood", *base, "--num=8", "--json").json
+    assert found["bits_per_dim"]["dequantisation"] == "uniform"
     assert cli("sample", *base, "--num=2").code == 0
 
 
@@ -280,7 +290,9 @@ def test_a_bare_pickle_is_not_executed(cli, refused, digits_run, tmp_path):
 
 def test_a_checkpoint_of_another_model(refused, toy_run, digits_run, tmp_path):
     other = toy_run / "checkpoints/step_00000020.pt"
-    refused("sample", f"--workdir={digits_run}", f"--checkpoint={other}", words=[other, "config.data.name", "two_moons"])
+    refused(
+        "sample", f"--workdir={digits_run}", f"--checkpoint={other}", words=[other, "config.data.name", "two_moons"]
+    )
     # even if it says it were of this one
     run = shutil.copytree(digits_run, tmp_path / "run")
     state = torch.load(run / "checkpoints/step_00000020.pt", weights_only=True)
@@ -361,7 +373,10 @@ def test_a_full_disk_loses_nothing(cli, refused, digits_config, small_disk, tmp_
     assert cli("train", *base, *flags, "--config.training.n_iters=20").code == 0
     one, two = load_checkpoint(run), load_checkpoint(tmp_path / "whole")
     assert one.step == two.step == 20 and all(torch.equal(one.model[k], two.model[k]) for k in one.model)
-    steps = [re.findall(r'"step": (\d+), "time"', (where / "metrics.jsonl").read_text()) for where in (run, tmp_path / "whole")]
+    steps = [
+        re.findall(r'"step": (\d+), "time"', (where / "metrics.jsonl").read_text())
+        for where in (run, tmp_path / "whole")
+    ]
     assert steps[0] == steps[1] == ["5", "10", "15", "20"]
 
 

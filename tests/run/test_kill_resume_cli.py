@@ -1,4 +1,4 @@
-"""`kill -9` at any moment of `sde-score train`: the same command goes on bit for bit, nothing is lost or half-written."""
+"""`kill -9` at any moment of `sde-score train`: the same command goes on bit for bit, nothing is lost."""
 
 import json
 import os
@@ -30,7 +30,14 @@ def test_killed_and_resumed_equals_left_in_peace(digits_config, tmp_path, kills)
 
 def test_interrupted_and_gone_on(digits_config, tmp_path):
     """SIGTERM (as Ctrl-C) saves a checkpoint, says how to go on, and the exit status tells that it is not done."""
-    command = [sys.executable, "-m", "sde_score", "train", f"--workdir={tmp_path}/run", "--config.training.n_iters=100000"]
+    command = [
+        sys.executable,
+        "-m",
+        "sde_score",
+        "train",
+        f"--workdir={tmp_path}/run",
+        "--config.training.n_iters=100000",
+    ]
     command += [f"--config={digits_config}", "--config.training.checkpoint_freq=100000"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
