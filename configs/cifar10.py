@@ -9,7 +9,7 @@ from sde_score.configs.common import make_config, spec_of
 def get_config(sde: str = "vp"):
     """`sde`: ve, vp or subvp, or any other SDE spec."""
     network = "ncsnpp(nf=128, ch_mult=(1, 2, 2, 2), num_res_blocks=4, attn_resolutions=(16,), dropout=0.1"
-    ve = sde == "ve"
+    ve = sde.partition("(")[0] in ("ve", "edm")
     return make_config(
         sde=spec_of(sde, ve="ve(sigma_min=0.01, sigma_max=50.)"),
         data={"name": "cifar10", "random_flip": True, "centered": not ve},

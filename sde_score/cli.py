@@ -1,4 +1,4 @@
-"""The command line: `sde-score COMMAND [flags]`. absl flags and sub-commands; nothing else. `--help` imports no torch."""
+"""The command line: `sde-score COMMAND [flags]`, absl flags and sub-commands. `--help` imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-# libgomp reads it when torch is loaded: waiting threads then sleep instead of spinning, which on a crowded machine is ten times faster
+# libgomp reads it when torch is loaded: waiting threads then sleep instead of spinning, which on a crowded machine is
+# ten times faster
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 TOP = """usage: sde-score COMMAND [flags]
@@ -53,7 +54,9 @@ def _take(argv: list[str], name: str) -> tuple[list[str], list[str]]:
 
 
 def _config_of(argv: list[str]) -> tuple[ConfigDict | None, list[str]]:
-    """The configuration named on the line, or else that of the run directory, before overrides; and the line without its name."""
+    """The configuration named on the line, or else that of the run directory, before overrides; and the line without
+    its name.
+    """
     from sde_score.config import load_config, read_run
 
     named, rest = _take(argv, "config")
@@ -89,27 +92,42 @@ def _check_key(config: ConfigDict, path: str) -> None:
         section = section[key]
 
 
-def _parse(name: str, argv: list[str], define: Callable[[flags.FlagValues], None], *, config: bool = True) -> flags.FlagValues:
+def _parse(
+    name: str, argv: list[str], define: Callable[[flags.FlagValues], None], *, config: bool = True
+) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_bool("json", False, "print one JSON object on stdout, and nothing else there", flag_values=values)
     flags.DEFINE_bool("traceback", False, "show the whole traceback of an error", flag_values=values)
-    flags.DEFINE_multi_string("plugin", [], "a .py file or module that registers components of your own", flag_values=values)
+    flags.DEFINE_multi_string(
+        "plugin", [], "a .py file or module that registers components of your own", flag_values=values
+    )
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     define(values)
     if "--help" in argv or "-h" in argv:
         print(f"usage: sde-score {name} [flags]\n\n{COMMANDS[name].__doc__}\n")
         for flag in sorted({values[n].name for n in values}):
-            print(f"  --{flag:<12} {values[flag].help}" + (f" (default: {values[flag].default})" if values[flag].default not in (None, [], False) else ""))
+            print(
+                f"  --{flag:<12} {values[flag].help}"
+                + (f" (default: {values[flag].default})" if values[flag].default not in (None, [], False) else "")
+            )
         if config:
-            print("\n  --config=NAME_OR_FILE[:ARGUMENT]   the configuration, e.g. digits:ve; read from --workdir once the run exists")
-            print("  --config.SECTION.KEY=VALUE         any key of it, e.g. --config.sampling.predictor=ancestral_sampling")
+            print(
+                "\n  --config=NAME_OR_FILE[:ARGUMENT]   the configuration, e.g. digits:ve; read from --workdir once "
+                "the run exists"
+            )
+            print(
+                "  --config.SECTION.KEY=VALUE         any key of it, e.g. "
+                "--config.sampling.predictor=ancestral_sampling"
+            )
         raise SystemExit(0)
     chosen = None
     if config:
         chosen, argv = _config_of(argv)
     try:
         if chosen is not None:  # told of its arguments: by itself it would look for overrides in those of the process
-            config_flags.DEFINE_config_dict("config", chosen, "configuration", flag_values=values, sys_argv=["sde-score", *argv])
+            config_flags.DEFINE_config_dict(
+                "config", chosen, "configuration", flag_values=values, sys_argv=["sde-score", *argv]
+            )
         rest = values(["sde-score", *argv])[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(" ".join(str(error.args[0] if error.args else error).split())) from error
@@ -173,8 +191,21 @@ def train(argv: list[str]) -> None:
     if not distributed.launched_as_main():
         return
     report = write_run_report(run)
-    lines = [f"{result.status} at step {result.step} after {result.seconds:.0f} s; {result.skipped} steps skipped", f"report: {report}"]
-    _finish(values, {"status": result.status, "step": result.step, "seconds": result.seconds, "workdir": str(run.workdir), "report": str(report)}, lines)
+    lines = [
+        f"{result.status} at step {result.step} after {result.seconds:.0f} s; {result.skipped} steps skipped",
+        f"report: {report}",
+    ]
+    _finish(
+        values,
+        {
+            "status": result.status,
+            "step": result.step,
+            "seconds": result.seconds,
+            "workdir": str(run.workdir),
+            "report": str(report),
+        },
+        lines,
+    )
     if result.status == "interrupted":
         raise KeyboardInterrupt
 
@@ -203,7 +234,12 @@ def sample(argv: list[str]) -> None:
 
     with distributed.processes(run.config.device):
         samples = run_sample(
-            run, values.num, seed=values.seed, labels=labels or None, progress=not values.json, trajectory=values.trajectory
+            run,
+            values.num,
+            seed=values.seed,
+            labels=labels or None,
+            progress=not values.json,
+            trajectory=values.trajectory,
         )
         main = distributed.is_main()
     if not main:
@@ -211,7 +247,10 @@ def sample(argv: list[str]) -> None:
     files = save_samples(samples, run, values.tag or sampler_tag(run))
     files["report"] = str(write_run_report(run, redraw=False))
     facts = samples.facts
-    lines = [f"{facts['num']} samples, {facts['nfe']} score evaluations each, {facts['seconds']} s", *(f"{k}: {v}" for k, v in files.items())]
+    lines = [
+        f"{facts['num']} samples, {facts['nfe']} score evaluations each, {facts['seconds']} s",
+        *(f"{k}: {v}" for k, v in files.items()),
+    ]
     _finish(values, facts | {"files": files}, lines)
 
 
@@ -232,7 +271,9 @@ def likelihood(argv: list[str]) -> None:
     from sde_score.training import distributed
 
     with distributed.processes(run.config.device):
-        found = run_likelihood(run, values.split, num=values.num, repeats=values.repeats, seed=values.seed, progress=not values.json)
+        found = run_likelihood(
+            run, values.split, num=values.num, repeats=values.repeats, seed=values.seed, progress=not values.json
+        )
         main = distributed.is_main()
     if not main:
         return
@@ -242,10 +283,14 @@ def likelihood(argv: list[str]) -> None:
 
 def likelihood_lines(found: dict) -> list[str]:
     """A likelihood in words."""
-    lines = [f"{found['split']}: {found['num']} samples, {found['nfe']:.0f} score evaluations each, {found['seconds']} s"]
+    lines = [
+        f"{found['split']}: {found['num']} samples, {found['nfe']:.0f} score evaluations each, {found['seconds']} s"
+    ]
     if "bits_per_dim" in found:
         bpd = found["bits_per_dim"]
-        lines.append(f"bits/dim  {bpd['mean']:.4f} ± {bpd['stderr']:.4f}   (uniform dequantisation of {bpd['levels']} levels)")
+        lines.append(
+            f"bits/dim  {bpd['mean']:.4f} ± {bpd['stderr']:.4f}   (uniform dequantisation of {bpd['levels']} levels)"
+        )
         lines += [f"  {name:<28} {b['mean']:.3f}" for name, b in found.get("baselines", {}).items()]
     else:
         lines.append(f"log p  {found['nats']['mean']:.4f} ± {found['nats']['stderr']:.4f} nats per sample")
@@ -300,7 +345,12 @@ def import_checkpoint(argv: list[str]) -> None:
 
     def define(values):
         flags.DEFINE_string("checkpoint", None, "the .pth file; nothing in it is executed", flag_values=values)
-        flags.DEFINE_string("published", None, "its configuration, e.g. ve/cifar10_ncsnpp_continuous, where its tensors do not tell", flag_values=values)
+        flags.DEFINE_string(
+            "published",
+            None,
+            "its configuration, e.g. ve/cifar10_ncsnpp_continuous, where its tensors do not tell",
+            flag_values=values,
+        )
         flags.DEFINE_string("workdir", None, "the run directory to make", flag_values=values)
 
     values = _parse("import", argv, define, config=False)
@@ -309,7 +359,11 @@ def import_checkpoint(argv: list[str]) -> None:
     from sde_score.run.import_official import import_official
 
     run = import_official(values.checkpoint, values.workdir, values.published)
-    _finish(values, {"workdir": values.workdir, "step": run.step}, [f"{values.workdir}: step {run.step}; try: sde-score sample --workdir={values.workdir}"])
+    _finish(
+        values,
+        {"workdir": values.workdir, "step": run.step},
+        [f"{values.workdir}: step {run.step}; try: sde-score sample --workdir={values.workdir}"],
+    )
 
 
 def export_checkpoint(argv: list[str]) -> None:
@@ -353,7 +407,9 @@ def list_components(argv: list[str]) -> None:
 
 
 def quickstart(argv: list[str]) -> None:
-    """Train on the 8x8 digits, sample with predictor-corrector and with the ODE, compute bits/dim, evaluate, and write the report."""
+    """Train on the 8x8 digits, sample with predictor-corrector and with the ODE, compute bits/dim, evaluate, and write
+    the report.
+    """
 
     def define(values):
         flags.DEFINE_string("workdir", "runs/quickstart", "the run directory", flag_values=values)
@@ -368,16 +424,30 @@ def quickstart(argv: list[str]) -> None:
         likelihood(base)
         evaluate(base)
     folder = Path(values.workdir)
-    pictures = [str(p) for pattern in ("samples/p*.png", "samples/ode*.png", "plots/*.png") for p in sorted(folder.glob(pattern))]
-    found = {name: json.loads((folder / file).read_text()) for name, file in (("likelihood", "likelihood/test.json"), ("evaluation", "eval/metrics.json"))}
+    pictures = [
+        str(p)
+        for pattern in ("samples/p*.png", "samples/ode*.png", "plots/*.png")
+        for p in sorted(folder.glob(pattern))
+    ]
+    found = {
+        name: json.loads((folder / file).read_text())
+        for name, file in (("likelihood", "likelihood/test.json"), ("evaluation", "eval/metrics.json"))
+    }
     result = {"workdir": str(folder), "pictures": pictures, "report": str(folder / "report.html")} | found
     _finish(values, result, ["", "pictures:", *(f"  {p}" for p in pictures), "report:", f"  {folder / 'report.html'}"])
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train, "sample": sample, "likelihood": likelihood, "evaluate": evaluate, "report": report, "list": list_components, "import": import_checkpoint, "export": export_checkpoint,
+    "train": train,
+    "sample": sample,
+    "likelihood": likelihood,
+    "evaluate": evaluate,
+    "report": report,
+    "list": list_components,
+    "import": import_checkpoint,
+    "export": export_checkpoint,
     "quickstart": quickstart,
-}  # fmt: skip
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -413,11 +483,19 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             what = f" for {error.filename}" if error.filename else ""
-            print(f"sde-score {argv[0]}: no room on the disk{what}. What was written before is intact; free some space and repeat the command.", file=sys.stderr)
+            print(
+                f"sde-score {argv[0]}: no room on the disk{what}. What was written before is intact; free some space "
+                f"and repeat the command.",
+                file=sys.stderr,
+            )
         else:
             text = " ".join(str(error).split()) or type(error).__name__
             expected = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))
-            print(f"sde-score {argv[0]}: {text if expected else f'{type(error).__name__}: {text}  (--traceback shows where)'}", file=sys.stderr)
+            print(
+                f"sde-score {argv[0]}: "
+                f"{text if expected else f'{type(error).__name__}: {text}  (--traceback shows where)'}",
+                file=sys.stderr,
+            )
         return 1
     return 0
 

@@ -1,4 +1,6 @@
-"""Configurations: their sections and defaults, named files, and JSON that comes back in the same shape. Imports no torch."""
+"""Configurations: their sections and defaults, named files, and JSON that comes back in the same shape. Imports no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,19 @@ from ml_collections.config_dict import placeholder
 
 # Keys that decide what a run is: they cannot change once it has begun.
 IDENTITY = ("sde", "model", "data", "seed")
-TRAINING_IDENTITY = ("objective", "batch_size")  # and the whole section `optim`: to go on with others is another training run
+# and the whole section `optim`: to go on with others is another training run
+TRAINING_IDENTITY = ("objective", "batch_size")
 NOT_IDENTITY = ("data.root", "data.download", "data.workers")  # where the data lie and who reads them is no matter
-CONFIG_FOLDERS = (Path("configs"), Path(__file__).resolve().parent.parent / "configs", Path(__file__).resolve().parent / "configs")
+CONFIG_FOLDERS = (
+    Path("configs"),
+    Path(__file__).resolve().parent.parent / "configs",
+    Path(__file__).resolve().parent / "configs",
+)
 
 
 def default_config() -> ConfigDict:
-    """Every section with its defaults. A component is chosen by a spec: `"name"` or `"name(argument=value)"`; its own defaults are its own.
+    """Every section with its defaults. A component is chosen by a spec: `"name"` or `"name(argument=value)"`; its own
+    defaults are its own.
 
     `None` means: the component's own default.
     """
@@ -95,14 +103,17 @@ def default_config() -> ConfigDict:
     likelihood.batch_size = 100
 
     config.evaluation = evaluation = ConfigDict()
-    evaluation.features = "auto"  # a small classifier where there are labels, pixels otherwise; or pixels, random_conv, inception
+    # a small classifier where there are labels, pixels otherwise; or pixels, random_conv, inception
+    evaluation.features = "auto"
     evaluation.metrics = ("fd", "kid", "prdc")
     evaluation.num_samples = 1000
     return config
 
 
 def make_config(**sections: Any) -> ConfigDict:
-    """The defaults with some keys changed: `make_config(sde="ve", model={"name": "mlp"})`. Unknown keys are errors with the nearest known one."""
+    """The defaults with some keys changed: `make_config(sde="ve", model={"name": "mlp"})`. Unknown keys are errors with
+    the nearest known one.
+    """
     config = default_config()
     merge(config, sections)
     return config
@@ -116,8 +127,13 @@ def merge(config: ConfigDict, changes: dict[str, Any], path: str = "config") -> 
 
             raise ValueError(f"There is no key {path}.{key}.{suggest(key, config.keys())}")
         if isinstance(value, dict):
+            if not isinstance(config[key], ConfigDict):
+                raise ValueError(f"{path}.{key} is one value, such as {config[key]!r}, not a section; got {value!r}.")
             merge(config[key], value, f"{path}.{key}")
-        elif value is not None:
+        elif value is None:  # back to the component's own default
+            with config.ignore_type():
+                config[key] = None
+        else:
             config[key] = tuple(value) if isinstance(value, list) else value
 
 
@@ -127,7 +143,9 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """A configuration written by `to_json`, in the shape of the defaults (tuples, open placeholders); keys of one's own are kept."""
+    """A configuration written by `to_json`, in the shape of the defaults (tuples, open placeholders); keys of one's own
+    are kept.
+    """
     config = default_config()
 
     def fill(section: ConfigDict, values: dict[str, Any]) -> None:
@@ -148,11 +166,15 @@ def read_run(workdir: str | Path) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{workdir} is not a run directory (it has no config.json). Train first: sde-score train --config=digits --workdir={workdir}"
+            f"{workdir} is not a run directory (it has no config.json). Train first: sde-score train --config=digits "
+            f"--workdir={workdir}"
         )
     text = path.read_text()
     if not is_run(workdir):
-        raise ValueError(f"{path} is not the configuration of a run of ours, or it is damaged; choose another --workdir, or restore that file.")
+        raise ValueError(
+            f"{path} is not the configuration of a run of ours, or it is damaged; choose another --workdir, or restore "
+            f"that file."
+        )
     return from_json(text)
 
 
@@ -200,7 +222,9 @@ def config_path(name: str) -> Path:
     from sde_score.registry import suggest
 
     known = {p.stem for folder in CONFIG_FOLDERS if folder.is_dir() for p in folder.glob("[!_]*.py")} - {"common"}
-    raise FileNotFoundError(f"There is no configuration {name!r}, neither as a file nor by name.{suggest(direct.stem, known)}")
+    raise FileNotFoundError(
+        f"There is no configuration {name!r}, neither as a file nor by name.{suggest(direct.stem, known)}"
+    )
 
 
 def load_config(spec: str) -> ConfigDict:
@@ -211,5 +235,7 @@ def load_config(spec: str) -> ConfigDict:
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} has no function get_config; a configuration file defines get_config() and returns a ConfigDict.")
+        raise ValueError(
+            f"{path} has no function get_config; a configuration file defines get_config() and returns a ConfigDict."
+        )
     return module.get_config(argument) if argument else module.get_config()

@@ -66,7 +66,7 @@ class Parameterization(ABC):
 
     def std(self, x: Tensor, t: Tensor) -> Tensor:
         """The std that turns ε̂ into a score, broadcastable to `x`."""
-        return self.coeffs(x, t)[1]
+        return self.sde.marginal_prob(x, t)[1]
 
     @abstractmethod
     def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:

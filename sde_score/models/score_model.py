@@ -33,6 +33,8 @@ class ScoreModel(nn.Module):
                 f"t must hold one time per sample: shape {tuple(x.shape[:1])} for x of shape {tuple(x.shape)}, got "
                 f"{tuple(t.shape)}."
             )
+        if t.device.type == "cpu" and t.is_floating_point() and not torch.compiler.is_compiling():
+            self.sde.check_time(t)
 
     def _network(self, x: Tensor, label: Tensor, **cond) -> Tensor:
         out = self.network(x, label, **cond)

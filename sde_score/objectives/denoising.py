@@ -52,8 +52,10 @@ class DenoisingScoreMatching(Objective):
         if self.weighting == "sigma2":
             return x.new_ones(())
         if self.weighting == "likelihood":
+            self.sde.require_diagonal_noise("The weighting 'likelihood'")
             return (self.sde.diffusion(x, t) / self.sde.marginal_prob(x, t)[1]) ** 2
-        return expand_like(torch.exp(-self.sde.log_snr(t)) / self.sigma_data**2 + 1, x)
+        mean_coeff, std = (expand_like(c, x) for c in self.sde.marginal_coeffs(t))
+        return (std / mean_coeff / self.sigma_data) ** 2 + 1
 
     def __call__(self, model: nn.Module, x0: Tensor, *, noise: NoiseFn, **cond) -> Tensor:
         t, factor = self.times(draw_uniform(noise, x0.new_empty(len(x0))))

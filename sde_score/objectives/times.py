@@ -7,6 +7,7 @@ mixed), `factor` is 1.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from functools import cached_property
 
@@ -20,12 +21,25 @@ TIME_SAMPLERS = Registry("time sampler", group="sde_score.time_samplers")
 TABLE = 1025  # places in the table of times by log-SNR
 
 
+def log_snr_ends(sde: SDE, t_min: float) -> tuple[float, float]:
+    """Log-SNR at `T` and at `t_min`. Raises `ValueError` where it is infinite."""
+    low, high = sde.log_snr(torch.tensor([sde.T, t_min], dtype=torch.float64)).tolist()
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(
+            f"Times by log-SNR need a finite log-SNR at both ends; at t_min = {t_min:g} there is none. Set t_min, e.g. "
+            f"1e-5."
+        )
+    return low, high
+
+
 class TimeSampler(ABC):
     """Times in `[t_min, T]`; `t_min` is the SDE's own unless given."""
 
     def __init__(self, sde: SDE, t_min: float | None = None) -> None:
         self.sde = sde
         self.t_min = sde.t_min if t_min is None else float(t_min)
+        if not 0 <= self.t_min < sde.T:
+            raise ValueError(f"Training times need a t_min in [0, {sde.T:g}); got {t_min}.")
 
     @abstractmethod
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +51,7 @@ class TimeSampler(ABC):
     @cached_property
     def _table(self) -> tuple[float, float, Tensor]:
         """Ends of the log-SNR, and log t at equal distances between them."""
-        low, high = self.sde.log_snr(torch.tensor([self.sde.T, self.t_min], dtype=torch.float64)).tolist()
+        low, high = log_snr_ends(self.sde, self.t_min)
         times = self.sde.time_of_log_snr(torch.linspace(low, high, TABLE, dtype=torch.float64))
         return low, high, torch.log(times.clamp(min=max(self.t_min, 1e-12)))
 
@@ -54,8 +68,7 @@ class TimeSampler(ABC):
         t = torch.exp(torch.lerp(table[index], table[index + 1], (place - index).clamp(0, 1))).clamp(
             self.t_min, self.sde.T
         )
-        rate = (self.sde.diffusion_coeff(t) / self.sde.marginal_coeffs(t)[1]) ** 2
-        t = t + (self.sde.log_snr(t) - log_snr) / rate
+        t = t + (self.sde.log_snr(t) - log_snr) / self.sde.log_snr_rate(t)
         return t.clamp(self.t_min, self.sde.T).to(log_snr.dtype)
 
     def _uniform_in_log_snr(self, u: Tensor) -> Tensor:
@@ -95,8 +108,7 @@ class ImportanceTimes(TimeSampler):
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         low, high, _ = self._table
         t = self._uniform_in_log_snr(u)
-        rate = (self.sde.diffusion_coeff(t) / self.sde.marginal_coeffs(t)[1]) ** 2
-        return t, (high - low) / (rate * (self.sde.T - self.t_min))
+        return t, (high - low) / (self.sde.log_snr_rate(t) * (self.sde.T - self.t_min))
 
 
 @TIME_SAMPLERS.register("mixed")

@@ -7,6 +7,16 @@ from sde_score.run.sample import sample
 from sde_score.run.train import train
 
 __all__ = [
-    "Run", "load", "train", "sample", "likelihood", "evaluate",
-    "build_sde", "build_model", "build_data", "build_objective", "build_sampler", "import_plugins",
-]  # fmt: skip
+    "Run",
+    "load",
+    "train",
+    "sample",
+    "likelihood",
+    "evaluate",
+    "build_sde",
+    "build_model",
+    "build_data",
+    "build_objective",
+    "build_sampler",
+    "import_plugins",
+]

@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from sde_score.data import DataInfo, DataSplits, load_dataset
 from sde_score.likelihood import TRACES
 from sde_score.models import MODELS, ScoreModel
 from sde_score.objectives import OBJECTIVES, Objective
-from sde_score.sampling import Sampler, make_sampler
+from sde_score.registry import parse_spec
+from sde_score.sampling import SAMPLERS, Sampler, make_sampler
 from sde_score.sdes import SDE, SDES
 from sde_score.solvers import SOLVERS
 
@@ -47,7 +52,8 @@ def import_plugins(plugins: tuple[str, ...]) -> None:
                 importlib.import_module(plugin)
         except (ImportError, FileNotFoundError) as error:
             raise ImportError(
-                f"The plug-in {plugin!r} cannot be imported: {error}. Give the path of a .py file or the name of an installed module; "
+                f"The plug-in {plugin!r} cannot be imported: {error}. Give the path of a .py file or the name of an "
+                f"installed module; "
                 "a run made with a plug-in that has moved takes its new place with --plugin=FILE."
             ) from error
         except Exception as error:
@@ -79,9 +85,13 @@ def build_sde(config: ConfigDict) -> SDE:
 def build_data(config: ConfigDict) -> DataSplits:
     """The data of section `data`."""
     data = config.data
-    settings = {k: data[k] for k in ("root", "image_size", "channels", "holdout", "on_error", "download") if data[k] is not None}
+    settings = {
+        k: data[k] for k in ("root", "image_size", "channels", "holdout", "on_error", "download") if data[k] is not None
+    }
     if data.name == GIVEN:
-        raise ValueError("This run was trained on data given in Python. Hand them over again: sde_score.load(workdir, data=...).")
+        raise ValueError(
+            "This run was trained on data given in Python. Hand them over again: sde_score.load(workdir, data=...)."
+        )
     with naming("config.data"):
         return load_dataset(data.name, **settings)
 
@@ -89,12 +99,15 @@ def build_data(config: ConfigDict) -> DataSplits:
 def build_model(config: ConfigDict, info: DataInfo, sde: SDE | None = None) -> ScoreModel:
     """The score model of section `model`, for data like `info`.
 
-    A network's constructor arguments `shape`, `channels`, `image_size`, `dim` and `centered` are filled from the data where the spec leaves
-    them open, `num_classes` if `model.class_conditional`.
+    A network's constructor arguments `shape`, `channels`, `image_size`, `dim` and `centered` are filled from the data
+    where the spec leaves them open, `num_classes` if `model.class_conditional`.
     """
     context = {
-        "shape": info.shape, "channels": info.channels, "dim": info.dim, "centered": config.data.centered and info.levels is not None,
-    }  # fmt: skip
+        "shape": info.shape,
+        "channels": info.channels,
+        "dim": info.dim,
+        "centered": config.data.centered and info.levels is not None,
+    }
     if len(info.shape) == 3:
         context["image_size"] = info.shape[-1] if info.shape[-1] == info.shape[-2] else max(info.shape[1:])
     if config.model.class_conditional:
@@ -106,6 +119,15 @@ def build_model(config: ConfigDict, info: DataInfo, sde: SDE | None = None) -> S
         return ScoreModel(MODELS.build(config.model.name, **context), sde, config.model.parameterization)
 
 
+def noise_measure(sde: SDE) -> Callable[[Tensor], Tensor] | None:
+    """`sde.log_snr` where the SDE has one, None otherwise: by what validation losses are sorted."""
+    try:
+        sde.log_snr(torch.full((1,), sde.T))
+    except NotImplementedError:
+        return None
+    return sde.log_snr
+
+
 def build_objective(config: ConfigDict, sde: SDE) -> Objective:
     """The objective of `config.training.objective`."""
     with naming("config.training.objective"):
@@ -113,13 +135,21 @@ def build_objective(config: ConfigDict, sde: SDE) -> Objective:
 
 
 def build_sampler(config: ConfigDict, sde: SDE) -> Sampler:
-    """The sampler of section `sampling`. Keys that are None, and keys the method does not have, are left to its own defaults."""
+    """The sampler of section `sampling`. Keys that are None, and keys the method does not have, are left to its own
+    defaults.
+    """
     section = config.sampling
-    settings = {k: section[k] for k in section if k not in ("method", "batch_size") and section[k] is not None}
     with naming("config.sampling"):
         if section.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {section.batch_size}.")
-        return make_sampler(section.method, sde, **settings)
+        return make_sampler(section.method, sde, **sampler_settings(config))
+
+
+def sampler_settings(config: ConfigDict) -> dict[str, Any]:
+    """The keys of section `sampling` that are set and that its method has."""
+    section = config.sampling
+    known = inspect.signature(SAMPLERS.get(parse_spec(section.method)[0])).parameters
+    return {k: section[k] for k in section if k in known and section[k] is not None}
 
 
 def check_likelihood(config: ConfigDict, sde: SDE) -> None:

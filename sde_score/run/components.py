@@ -13,10 +13,21 @@ from sde_score.sdes import SDES
 from sde_score.solvers import SOLVERS
 
 REGISTRIES: dict[str, Registry] = {
-    "sdes": SDES, "predictors": PREDICTORS, "correctors": CORRECTORS, "samplers": SAMPLERS, "solvers": SOLVERS, "times": TIMES,
-    "traces": TRACES, "objectives": OBJECTIVES, "time_samplers": TIME_SAMPLERS, "parameterizations": PARAMETERIZATIONS, "models": MODELS,
-    "datasets": DATASETS, "features": FEATURES, "metrics": METRICS,
-}  # fmt: skip
+    "sdes": SDES,
+    "predictors": PREDICTORS,
+    "correctors": CORRECTORS,
+    "samplers": SAMPLERS,
+    "solvers": SOLVERS,
+    "times": TIMES,
+    "traces": TRACES,
+    "objectives": OBJECTIVES,
+    "time_samplers": TIME_SAMPLERS,
+    "parameterizations": PARAMETERIZATIONS,
+    "models": MODELS,
+    "datasets": DATASETS,
+    "features": FEATURES,
+    "metrics": METRICS,
+}
 
 
 def components() -> dict[str, list[dict[str, str]]]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from sde_score.data import Split, iterate
+from sde_score.data import Scaler, Split, iterate
 from sde_score.likelihood import bits_per_dim, log_likelihood, summarize
-from sde_score.run.build import check_likelihood
+from sde_score.run.build import build_objective, check_likelihood, noise_measure
 from sde_score.run.run import Run, provenance, write_json
 from sde_score.run.sample import sample
 from sde_score.tensors import SampleNoise
@@ -26,24 +26,28 @@ def _split(run: Run, name: str) -> Split:
 
 
 def likelihood(
-    run: Run, split: str = "test", *, num: int | None = None, repeats: int = 1, seed: int = 0, baselines: bool = True, progress: bool = False
+    run: Run,
+    split: str = "test",
+    *,
+    num: int | None = None,
+    repeats: int = 1,
+    seed: int = 0,
+    baselines: bool = True,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Log-likelihood of a split by the probability-flow ODE, with the settings of `run.config.likelihood`.
 
-    For images in grey levels: bits/dim with uniform dequantisation (fresh noise in each of `repeats` passes), with its standard error over the
-    images, and baselines beside it. For continuous data: nats per sample in the data's own units. Every image counts, those of
-    an incomplete last batch too. Writes `likelihood/<split>.json` in the run directory.
+    For images in grey levels: bits/dim with uniform dequantisation (fresh noise in each of `repeats` passes), with its
+        standard error over the
+    images, and baselines beside it. For continuous data: nats per sample in the data's own units. Every image counts,
+    those of an incomplete last batch too. Writes `likelihood/<split>.json` in the run directory.
     """
     section, data = run.config.likelihood, _split(run, split)
     if repeats < 1 or (num is not None and num < 1):
         raise ValueError(f"A likelihood needs at least one sample and one pass; got num={num}, repeats={repeats}.")
     check_likelihood(run.config, run.sde)
     images = run.info.levels is not None
-    if images and not run.scaler.dequantizes:
-        raise ValueError(
-            "This run was trained on undequantised grey levels (config.data.uniform_dequantization=False): its density has no bits/dim. "
-            "Train with uniform dequantisation for likelihoods."
-        )
+    scaler = _dequantizing(run)
     began, values, nfes = time.monotonic(), {}, []
     total = len(data) if num is None else min(num, len(data))
     bar = _bar(total * repeats, f"likelihood of {split}", progress)
@@ -52,9 +56,17 @@ def likelihood(
             if number % distributed.world_size() != distributed.rank():
                 continue
             noise = SampleNoise((seed, repeat), batch.positions)
-            x = run.scaler.encode(batch.x, noise).to(run.device)
+            x = scaler.encode(batch.x, noise).to(run.device)
             cond = {"y": batch.y.to(run.device)} if run.config.model.class_conditional else {}
-            found = log_likelihood(run.sde, run.score_fn(**cond), x, solver=section.solver, trace=section.trace, t_min=section.t_min, noise=noise)
+            found = log_likelihood(
+                run.sde,
+                run.score_fn(**cond),
+                x,
+                solver=section.solver,
+                trace=section.trace,
+                t_min=section.t_min,
+                noise=noise,
+            )
             values[repeat, number] = found.logp.detach().cpu().double()
             nfes.append(found.nfe.cpu().double().mean().item())
             bar.update(len(x))
@@ -62,16 +74,33 @@ def likelihood(
     values = {k: v for part in distributed.gather(values) for k, v in part.items()}
     # several passes over one image are averaged first: the standard error is that over images
     logp = torch.stack([torch.cat([values[k] for k in sorted(values) if k[0] == r]) for r in range(repeats)]).mean(0)
-    in_data_units = summarize(logp + run.scaler.log_det)
+    in_data_units = summarize(logp + scaler.log_det)
     result: dict[str, Any] = {
-        "split": split, "num": len(logp), "repeats": repeats, "seed": seed, "step": run.step, "sde": run.config.sde,
-        "solver": section.solver, "trace": section.trace, "t_min": section.t_min if section.t_min is not None else run.sde.t_min,
-        "nfe": sum(nfes) / max(len(nfes), 1), "seconds": round(time.monotonic() - began, 2),
+        "split": split,
+        "num": len(logp),
+        "repeats": repeats,
+        "seed": seed,
+        "step": run.step,
+        "sde": run.config.sde,
+        "solver": section.solver,
+        "trace": section.trace,
+        "t_min": section.t_min if section.t_min is not None else run.sde.t_min,
+        "nfe": sum(nfes) / max(len(nfes), 1),
+        "seconds": round(time.monotonic() - began, 2),
         "nats": {"mean": in_data_units.mean, "stderr": in_data_units.std_error},
-    }  # fmt: skip
+    }
     if images:
-        bpd = summarize(bits_per_dim(logp, dim=run.info.dim, levels=run.info.levels, log_det=run.scaler.log_det, dequantisation="uniform"))
-        result["bits_per_dim"] = {"mean": bpd.mean, "stderr": bpd.std_error, "levels": run.info.levels, "dequantisation": "uniform"}
+        bpd = summarize(
+            bits_per_dim(
+                logp, dim=run.info.dim, levels=run.info.levels, log_det=scaler.log_det, dequantisation="uniform"
+            )
+        )
+        result["bits_per_dim"] = {
+            "mean": bpd.mean,
+            "stderr": bpd.std_error,
+            "levels": run.info.levels,
+            "dequantisation": "uniform",
+        }
         if baselines and distributed.is_main():
             result["baselines"] = _baselines(run, data, total)
     elif run.data.law is not None:
@@ -81,6 +110,15 @@ def likelihood(
     if distributed.is_main():
         write_json(run.workdir / "likelihood" / f"{split}.json", result)
     return result
+
+
+def _dequantizing(run: Run) -> Scaler:
+    """The run's scaler, with uniform dequantisation also where training had none (as published): densities of grey
+    levels need it.
+    """
+    if run.info.levels is None or run.scaler.dequantizes:
+        return run.scaler
+    return Scaler.from_state_dict(run.scaler.state_dict() | {"dequantize": True})
 
 
 def _bar(total: int, label: str, shown: bool):
@@ -99,9 +137,11 @@ def _baselines(run: Run, data: Split, total: int) -> dict[str, Any]:
 
 
 def evaluate(run: Run, *, seed: int = 0, progress: bool = False) -> dict[str, Any]:
-    """Compare samples with the test data in a feature space, and the loss by noise level; settings in `run.config.evaluation` and `.sampling`.
+    """Compare samples with the test data in a feature space, and the loss by noise level; settings in
+    `run.config.evaluation` and `.sampling`.
 
-    Beside each figure of the model stands that of as many training samples: what perfect samples would get. Writes `eval/metrics.json`.
+    Beside each figure of the model stands that of as many training samples: what perfect samples would get. Writes
+        `eval/metrics.json`.
     """
     from sde_score.metrics import FEATURES, compare, extract
 
@@ -126,11 +166,16 @@ def evaluate(run: Run, *, seed: int = 0, progress: bool = False) -> dict[str, An
     reference = seen.take(torch.arange(count)) if images else seen[:count]
     rows["training data"] = compare(reference, real, train=seen, metrics=metrics)
     result: dict[str, Any] = {
-        "features": name, "num": count, "num_real": len(test_x), "seed": seed, "step": run.step, "nfe": drawn.facts["nfe"],
+        "features": name,
+        "num": count,
+        "num_real": len(test_x),
+        "seed": seed,
+        "step": run.step,
+        "nfe": drawn.facts["nfe"],
         "sampling": drawn.facts["sampling"],
         "metrics": {who: [m.as_dict() for m in found] for who, found in rows.items()},
         "loss_by_noise": loss_by_noise(run),
-    }  # fmt: skip
+    }
     result["seconds"] = round(time.monotonic() - began, 2)
     result["provenance"] = provenance()
     if distributed.is_main():
@@ -140,13 +185,16 @@ def evaluate(run: Run, *, seed: int = 0, progress: bool = False) -> dict[str, An
 
 def loss_by_noise(run: Run) -> dict[str, float | None]:
     """The validation loss of the averaged weights, in all and by log-SNR."""
-    from sde_score.run.build import build_objective
     from sde_score.run.train import validation_batches
     from sde_score.training import ValidationLoss
 
     objective = build_objective(run.config, run.sde)
     validation = ValidationLoss(
-        objective, validation_batches(run.config, run.data), log_snr=getattr(run.sde, "log_snr", None), prepare=run.scaler.encode, seed=run.config.seed
+        objective,
+        validation_batches(run.config, run.data),
+        log_snr=noise_measure(run.sde),
+        prepare=run.scaler.encode,
+        seed=run.config.seed,
     )
     values = validation.evaluate(run.model)
     return {k: None if v is None or not math.isfinite(v) else v for k, v in values.items()}

@@ -64,9 +64,14 @@ def import_official(
     ema.load_state_dict({"num_updates": found.file.ema_updates or found.step or 0, "model": averaged.state_dict()})
     optim = settings.optim
     optimizer = make_optimizer(
-        [p for p in model.parameters() if p.requires_grad], name=optim.name, lr=optim.lr, beta1=optim.beta1,
-        beta2=optim.beta2, eps=optim.eps, weight_decay=optim.weight_decay,
-    )  # fmt: skip
+        [p for p in model.parameters() if p.requires_grad],
+        name=optim.name,
+        lr=optim.lr,
+        beta1=optim.beta1,
+        beta2=optim.beta2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+    )
     state = TrainState(model, ema, optimizer, step=found.step or 0)
 
     workdir.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def draw_plots(run: Run) -> dict[str, Path]:
                 plots[name] = plot(folder / f"{name}.png", metrics)
             except ValueError:  # too short a run has nothing of that kind to show
                 continue
-    if run.info.shape == (2,) and run.has_data():
+    if run.info.shape == (2,) and run.has_data() and not run.config.model.class_conditional:
         plots |= _plane_plots(run, folder)
     return plots
 
@@ -45,22 +45,40 @@ def _plane_plots(run: Run, folder: Path) -> dict[str, Path]:
         return run.scaler.forward(x.float()).to(run.device)
 
     def model_density(x):
-        found = log_likelihood(run.sde, run.score_fn(), scaled(x), solver="dopri5(rtol=1e-4, atol=1e-4)", trace="exact", t_min=run.config.likelihood.t_min)
+        found = log_likelihood(
+            run.sde,
+            run.score_fn(),
+            scaled(x),
+            solver="dopri5(rtol=1e-4, atol=1e-4)",
+            trace="exact",
+            t_min=run.config.likelihood.t_min,
+        )
         return found.logp.detach().cpu() + run.scaler.log_det
 
     grid = model_density(plane(extent, PLANE)).reshape(PLANE, PLANE)
     law = run.data.law
     # little noise: where the score is that of a slightly blurred density; a general SDE has no log-SNR to choose it by
-    level = run.sde.time_of_log_snr(torch.tensor(4.0)) if hasattr(run.sde, "time_of_log_snr") else torch.tensor(0.1 * run.sde.T)
+    level = (
+        run.sde.time_of_log_snr(torch.tensor(4.0))
+        if hasattr(run.sde, "time_of_log_snr")
+        else torch.tensor(0.1 * run.sde.T)
+    )
 
     def model_score(x):
         with torch.no_grad():
             return run.model(scaled(x), level.expand(len(x)).to(run.device)).cpu()
 
     return {
-        "density": plot_density(folder / "density.png", ({"truth": law.log_prob} if law is not None else {}) | {"model": grid}, extent=extent),
+        "density": plot_density(
+            folder / "density.png",
+            ({"truth": law.log_prob} if law is not None else {}) | {"model": grid},
+            extent=extent,
+        ),
         "score_field": plot_score_field(
-            folder / "score_field.png", {f"score at t = {float(level):.3g}": model_score}, extent=extent, log_density=grid
+            folder / "score_field.png",
+            {f"score at t = {float(level):.3g}": model_score},
+            extent=extent,
+            log_density=grid,
         ),
     }
 
@@ -70,12 +88,19 @@ def _samples_sections(run: Run) -> list[Section]:
     for facts_file in sorted((run.workdir / "samples").glob("*.json")):
         facts = _read(facts_file)
         # beside the facts, wherever the run directory has been moved to
-        pictures = [(str(path), caption) for path, caption in (
-            (facts_file.with_suffix(".png"), f"{facts['num']} samples, seed {facts['seed']}"),
-            (facts_file.with_name(f"{facts_file.stem}_trajectory.png"), "from noise to data"),
-        ) if path.is_file()]  # fmt: skip
+        pictures = [
+            (str(path), caption)
+            for path, caption in (
+                (facts_file.with_suffix(".png"), f"{facts['num']} samples, seed {facts['seed']}"),
+                (facts_file.with_name(f"{facts_file.stem}_trajectory.png"), "from noise to data"),
+            )
+            if path.is_file()
+        ]
         settings = ", ".join(f"{k}={v}" for k, v in facts["sampling"].items())
-        text = f"{settings}. {facts['nfe']} score evaluations per sample, {facts['seconds']} s, weights of step {facts['step']}."
+        text = (
+            f"{settings}. {facts['nfe']} score evaluations per sample, {facts['seconds']} s, "
+            f"weights of step {facts['step']}."
+        )
         sections.append(Section(f"Samples: {facts_file.stem.replace('_', ' ')}", text=text, image=pictures or None))
     return sections
 
@@ -87,15 +112,37 @@ def _likelihood_section(found: dict[str, Any]) -> Section:
         rows.append(("this model", (bpd["mean"], bpd["stderr"])))
         rows += [(name, (b["mean"], b["stderr"])) for name, b in found.get("baselines", {}).items()]
         unit = "bits/dim"
-        note = f"Uniform dequantisation of {bpd['levels']} grey levels, probability-flow ODE from t = {found['t_min']:g}; lower is better."
+        note = (
+            f"Uniform dequantisation of {bpd['levels']} grey levels, probability-flow ODE from t = {found['t_min']:g}; "
+            "lower is better."
+        )
     else:
         rows.append(("this model", (found["nats"]["mean"], found["nats"]["stderr"])))
         if "truth" in found:
             rows.append(("the true law", (found["truth"]["mean"], found["truth"]["stderr"])))
         unit, note = "nats per sample", "Mean log density in the data's own units; higher is better."
-    chart = None if "truth" in found or "bits_per_dim" not in found else bar_chart([r[0] for r in rows], [r[1][0] for r in rows], errors=[r[1][1] for r in rows], highlight=(0,), unit=unit, title=unit)
-    text = f"{found['num']} {found['split']} samples, {found['trace']}, {found['solver']}, {found['nfe']:.0f} evaluations each, {found['seconds']} s."
-    return Section(f"Likelihood of the {found['split']} data", text=text, table=Table(["model", unit], rows, highlight=(0,), note=note), svg=chart)
+    chart = (
+        None
+        if "truth" in found or "bits_per_dim" not in found
+        else bar_chart(
+            [r[0] for r in rows],
+            [r[1][0] for r in rows],
+            errors=[r[1][1] for r in rows],
+            highlight=(0,),
+            unit=unit,
+            title=unit,
+        )
+    )
+    text = (
+        f"{found['num']} {found['split']} samples, {found['trace']}, {found['solver']}, "
+        f"{found['nfe']:.0f} evaluations each, {found['seconds']} s."
+    )
+    return Section(
+        f"Likelihood of the {found['split']} data",
+        text=text,
+        table=Table(["model", unit], rows, highlight=(0,), note=note),
+        svg=chart,
+    )
 
 
 def _evaluation_section(found: dict[str, Any]) -> Section:
@@ -106,7 +153,10 @@ def _evaluation_section(found: dict[str, Any]) -> Section:
         label = m.get("label", m["name"])
         reference = other.get(label, {})
         rows.append((label, (m["value"], m["stderr"]), (reference.get("value"), reference.get("stderr"))))
-    note = f"Features: {found['features']}. {found['num']} samples against {found['num_real']} test samples; the right column is what perfect samples get."
+    note = (
+        f"Features: {found['features']}. {found['num']} samples against {found['num_real']} test samples; "
+        "the right column is what perfect samples get."
+    )
     return Section("Sample quality", table=Table(["figure", "samples", "training data"], rows, note=note))
 
 
@@ -125,16 +175,21 @@ def write_run_report(run: Run, *, redraw: bool = True) -> Path:
     workdir = run.workdir
     commands = (
         f"sde-score sample --workdir={workdir} --num=100 --config.sampling.method=ode",
-        f"sde-score sample --workdir={workdir} --config.sampling.predictor=ancestral_sampling --config.sampling.corrector='langevin(snr=0.16)'",
+        f"sde-score sample --workdir={workdir} --config.sampling.predictor=ancestral_sampling "
+        f"--config.sampling.corrector='langevin(snr=0.16)'",
         f"sde-score likelihood --workdir={workdir}",
         f"sde-score evaluate --workdir={workdir}",
     )
     sections.append(Section("Go on from here", commands=commands))
     summary = (
         f"{run.info.name}: SDE {run.config.sde}, network {run.config.model.name}, {run.step} training steps"
-        + (f" in {facts['seconds']:.0f} s ({facts['status']})" if "seconds" in facts else "") + "."
+        + (f" in {facts['seconds']:.0f} s ({facts['status']})" if "seconds" in facts else "")
+        + "."
     )
     return write_report(
-        workdir / "report.html", title=f"sde_score: {run.info.name}", summary=summary, sections=sections,
+        workdir / "report.html",
+        title=f"sde_score: {run.info.name}",
+        summary=summary,
+        sections=sections,
         provenance=facts | {"config": run.config.to_dict()},
-    )  # fmt: skip
+    )

@@ -54,7 +54,9 @@ def provenance() -> dict[str, str]:
     }
     try:
         here = Path(__file__).resolve().parent
-        commit = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5)
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5
+        )
         if commit.returncode == 0:
             facts["commit"] = commit.stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
@@ -109,7 +111,10 @@ class Run:
         try:
             return self.data is not None
         except (OSError, ValueError, ImportError, RuntimeError) as error:
-            print(f"The data of this run cannot be loaded, so pictures show none beside the samples ({error})", file=sys.stderr)
+            print(
+                f"The data of this run cannot be loaded, so pictures show none beside the samples ({error})",
+                file=sys.stderr,
+            )
             return False
 
     def score_fn(self, **cond):
@@ -117,12 +122,16 @@ class Run:
         return self.model.score_fn(**cond)
 
     def sample(self, num: int = 64, *, seed: int = 0, **settings: Any):
-        """Draw samples; see `sde_score.run.sample`. Keyword arguments replace keys of `config.sampling`: `method="ode"`, `steps=100`."""
+        """Draw samples; see `sde_score.run.sample`. Keyword arguments replace keys of `config.sampling`:
+        `method="ode"`, `steps=100`.
+        """
         from sde_score.run.sample import sample
 
         return sample(self._with("sampling", settings), num, seed=seed)
 
-    def likelihood(self, split: str = "test", *, num: int | None = None, seed: int = 0, **settings: Any) -> dict[str, Any]:
+    def likelihood(
+        self, split: str = "test", *, num: int | None = None, seed: int = 0, **settings: Any
+    ) -> dict[str, Any]:
         """Log-likelihoods of a split; see `sde_score.run.likelihood`."""
         from sde_score.run.evaluate import likelihood
 
@@ -132,7 +141,9 @@ class Run:
         """Mean bits/dim of a split and its standard error."""
         result = self.likelihood(split, **settings)
         if "bits_per_dim" not in result:
-            raise ValueError(f"The data {self.info.name!r} are continuous and have no bits/dim; use likelihood(), which gives nats.")
+            raise ValueError(
+                f"The data {self.info.name!r} are continuous and have no bits/dim; use likelihood(), which gives nats."
+            )
         return result["bits_per_dim"]["mean"], result["bits_per_dim"]["stderr"]
 
     def evaluate(self, *, seed: int = 0, **settings: Any) -> dict[str, Any]:
@@ -148,7 +159,9 @@ class Run:
 
         config = from_json(to_json(self.config))
         merge(config[section], settings, f"config.{section}")
-        return Run(config, self.info, self.scaler, self.sde, self.model, self.workdir, self.step, self.device, self._data)
+        return Run(
+            config, self.info, self.scaler, self.sde, self.model, self.workdir, self.step, self.device, self._data
+        )
 
 
 def check_same_run(saved: ConfigDict, asked: ConfigDict, what: str) -> None:
@@ -156,23 +169,35 @@ def check_same_run(saved: ConfigDict, asked: ConfigDict, what: str) -> None:
     contradictions = {k: v for k, v in differences(saved, asked).items() if identity(k)}
     if contradictions:
         there = "in it" if what.startswith("The checkpoint") else "in the run"
-        lines = "; ".join(f"config.{key} is {old!r} {there}, {new!r} asked for" for key, (old, new) in contradictions.items())
-        raise ValueError(f"{what} contradicts {'the run' if there == 'in it' else 'the run directory'}: {lines}. Leave these flags out, or choose another --workdir (or --overwrite when training).")
+        lines = "; ".join(
+            f"config.{key} is {old!r} {there}, {new!r} asked for" for key, (old, new) in contradictions.items()
+        )
+        raise ValueError(
+            f"{what} contradicts {'the run' if there == 'in it' else 'the run directory'}: {lines}. Leave these flags "
+            f"out, or choose another --workdir (or --overwrite when training)."
+        )
 
 
 def load(
-    workdir: str | os.PathLike, config: ConfigDict | None = None, *, checkpoint: str | os.PathLike | None = None, ema: bool = True, data: Any = None
+    workdir: str | os.PathLike,
+    config: ConfigDict | None = None,
+    *,
+    checkpoint: str | os.PathLike | None = None,
+    ema: bool = True,
+    data: Any = None,
 ) -> Run:
     """Load a run from its directory: nothing else is needed.
 
     Args:
         workdir: the run directory.
-        config: the run's configuration with changed sampling, likelihood, evaluation, device or plugins; default: as it is.
+        config: the run's configuration with changed sampling, likelihood, evaluation, device or plugins; default: as it
+            is.
         checkpoint: a checkpoint file; default: the newest good one.
         ema: use the averaged weights.
         data: the data, if they were given in Python when training; see `sde_score.train`.
 
-    Raises `ValueError` when `config` contradicts the run, `FileNotFoundError` and `CheckpointError` when there is nothing to load.
+    Raises `ValueError` when `config` contradicts the run, `FileNotFoundError` and `CheckpointError` when there is
+    nothing to load.
     """
     workdir = Path(workdir)
     saved = read_run(workdir)

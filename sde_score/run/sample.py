@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_score.run.build import build_sampler
+from sde_score.run.build import build_sampler, sampler_settings
 from sde_score.run.run import Run, provenance, write_json
 from sde_score.sampling import ProgressBar, Sampler, Trajectory, callbacks
 from sde_score.sdes import SDE
@@ -24,9 +24,11 @@ TRAJECTORY_SAMPLES = 8
 
 @dataclass
 class Samples:
-    """Samples in data units, `x` `(N, *)`: images in their own grey levels, between 0 and 1; other data in their own units.
+    """Samples in data units, `x` `(N, *)`: images in their own grey levels, between 0 and 1; other data in their own
+    units.
 
-    `levels` are the same images as whole numbers; `facts` say how they were drawn; `trajectory` holds some states on the way.
+    `levels` are the same images as whole numbers; `facts` say how they were drawn; `trajectory` holds some states on
+    the way.
     """
 
     x: Tensor
@@ -76,9 +78,11 @@ def draw(
     trajectory: Trajectory | None = None,
     shared: bool = True,
 ) -> tuple[Tensor, list[int]]:
-    """Samples 0 ... num−1 of `seed`, in chunks, shared among the processes of a torchrun: `(num, *)` on every process, and the NFE of each chunk.
+    """Samples 0 ... num−1 of `seed`, in chunks, shared among the processes of a torchrun: `(num, *)` on every process,
+    and the NFE of each chunk.
 
-    With `shared=False` this process draws them all. `score_for(indices)` gives the score function for those samples. Sample i depends on (seed, i) only.
+    With `shared=False` this process draws them all. `score_for(indices)` gives the score function for those samples.
+    Sample i depends on (seed, i) only.
     """
     rank, world = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
     chunks = [range(start, min(start + batch_size, num)) for start in range(0, num, batch_size)]
@@ -91,7 +95,9 @@ def draw(
         x_T = sde.prior_sampling((len(indices), *shape), noise=noise, device=device, dtype=torch.float32)
         bar = ProgressBar(f"samples {indices.start}-{indices.stop - 1} of {num}") if progress else None
         with torch.no_grad():
-            result = sampler(score_for(indices), x_T, noise=noise, callback=callbacks(bar, trajectory if number == 0 else None))
+            result = sampler(
+                score_for(indices), x_T, noise=noise, callback=callbacks(bar, trajectory if number == 0 else None)
+            )
         if bar is not None:
             bar.close()
         mine[number] = result.x.cpu()
@@ -112,7 +118,16 @@ class _First:
         self.inner(progress)
 
 
-def sample(run: Run, num: int = 64, *, seed: int = 0, labels: list[int] | None = None, progress: bool = False, trajectory: bool = False, shared: bool = True) -> Samples:
+def sample(
+    run: Run,
+    num: int = 64,
+    *,
+    seed: int = 0,
+    labels: list[int] | None = None,
+    progress: bool = False,
+    trajectory: bool = False,
+    shared: bool = True,
+) -> Samples:
     """Draw `num` samples with the settings of `run.config.sampling`.
 
     Args:
@@ -135,7 +150,9 @@ def sample(run: Run, num: int = 64, *, seed: int = 0, labels: list[int] | None =
             raise ValueError(f"Class labels run from 0 to {run.info.num_classes - 1}; got {wanted.tolist()}.")
         y = wanted[torch.arange(num) % len(wanted)]
     elif labels:
-        raise ValueError("This model is not class-conditional: it was trained with config.model.class_conditional=False.")
+        raise ValueError(
+            "This model is not class-conditional: it was trained with config.model.class_conditional=False."
+        )
 
     def score_for(indices: range):
         return run.score_fn() if y is None else run.score_fn(y=y[indices.start : indices.stop].to(run.device))
@@ -143,14 +160,28 @@ def sample(run: Run, num: int = 64, *, seed: int = 0, labels: list[int] | None =
     kept = Trajectory(frames=12) if trajectory else None
     began = time.monotonic()
     x, nfes = draw(
-        sampler, run.sde, score_for, num, run.info.shape, seed=seed, batch_size=section.batch_size, device=run.device, progress=progress,
-        trajectory=None if kept is None else _First(kept), shared=shared,
-    )  # fmt: skip
+        sampler,
+        run.sde,
+        score_for,
+        num,
+        run.info.shape,
+        seed=seed,
+        batch_size=section.batch_size,
+        device=run.device,
+        progress=progress,
+        trajectory=None if kept is None else _First(kept),
+        shared=shared,
+    )
     facts = {
-        "num": num, "seed": seed, "step": run.step, "sde": run.config.sde,
-        "sampling": {k: v for k, v in section.to_dict().items() if v is not None},
-        "nfe": max(nfes) if nfes else 0, "seconds": round(time.monotonic() - began, 2), "provenance": provenance(),
-    }  # fmt: skip
+        "num": num,
+        "seed": seed,
+        "step": run.step,
+        "sde": run.config.sde,
+        "sampling": {"method": section.method, **sampler_settings(run.config)},
+        "nfe": max(nfes) if nfes else 0,
+        "seconds": round(time.monotonic() - began, 2),
+        "provenance": provenance(),
+    }
     images = run.info.levels is not None
     recorded = kept is not None and bool(kept.kept)
     levels = run.scaler.to_levels(x) if images else None
@@ -197,7 +228,9 @@ def save_picture(samples: Samples, run: Run, path: Path) -> Path:
         if not run.has_data():
             return samples.save(path)
         count = min(len(run.data.test), len(samples.x))
-        return plot_scatter(path, {"data": run.scaler.inverse(run.scaler.encode(run.data.test[range(count)][0])), "samples": samples.x})
+        return plot_scatter(
+            path, {"data": run.scaler.inverse(run.scaler.encode(run.data.test[range(count)][0])), "samples": samples.x}
+        )
     return samples.save(path)
 
 
@@ -210,10 +243,12 @@ def sample_action(run: Run, num: int, seed: int):
         model.eval()
         now = Run(run.config, run.info, run.scaler, run.sde, model, run.workdir, state.step, run.device, run._data)
         try:
-            samples = sample(now, num, seed=mix_seed(seed, 1), shared=False)  # the other processes wait at the next step
+            # the other processes wait at the next step
+            samples = sample(now, num, seed=mix_seed(seed, 1), shared=False)
             if samples.x.ndim > 2 or samples.x.shape[1] == 2:
                 save_picture(samples, now, run.workdir / "samples" / f"step_{state.step:08d}.png")
-        except FloatingPointError as error:  # an early model may diverge under a sampler; training need not stop for that
+        # an early model may diverge under a sampler; training need not stop for that
+        except (FloatingPointError, RuntimeError) as error:
             print(f"No sample grid at step {state.step}: {error}", file=sys.stderr)
         finally:
             model.train(was_training)

@@ -22,6 +22,7 @@ from sde_score.run.build import (
     build_sde,
     check_likelihood,
     import_plugins,
+    noise_measure,
 )
 from sde_score.run.run import Run, as_splits, check_same_run, load, provenance, saved_state, write_json
 from sde_score.run.sample import sample_action
@@ -38,7 +39,19 @@ from sde_score.training import (
 )
 from sde_score.training.checkpoint import list_checkpoints
 
-RUN_FILES = ("config.json", "run.json", "metrics.jsonl", "log.txt", "checkpoints", "samples", "plots", "likelihood", "eval", "tensorboard", "report.html")
+RUN_FILES = (
+    "config.json",
+    "run.json",
+    "metrics.jsonl",
+    "log.txt",
+    "checkpoints",
+    "samples",
+    "plots",
+    "likelihood",
+    "eval",
+    "tensorboard",
+    "report.html",
+)
 
 
 def make_scaler(config: ConfigDict, data: DataSplits) -> Scaler:
@@ -53,9 +66,16 @@ def _prepare_workdir(config: ConfigDict, workdir: Path, overwrite: bool) -> None
     if not is_run(workdir):
         there = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
         # what a run killed at its very beginning leaves behind is no stranger
-        strangers = sorted(n for n in there if n == "config.json" or (n not in RUN_FILES and not (n.startswith(".") and n.endswith(".tmp"))))
+        strangers = sorted(
+            n
+            for n in there
+            if n == "config.json" or (n not in RUN_FILES and not (n.startswith(".") and n.endswith(".tmp")))
+        )
         if strangers:
-            raise ValueError(f"{workdir} is not empty and not a run directory (it holds {', '.join(strangers[:4])}); choose another --workdir.")
+            raise ValueError(
+                f"{workdir} is not empty and not a run directory (it holds {', '.join(strangers[:4])}); choose another "
+                f"--workdir."
+            )
         return
     if overwrite:
         for name in RUN_FILES:
@@ -73,20 +93,25 @@ def validation_batches(config: ConfigDict, data: DataSplits) -> list:
     return [(batch.x, {"y": batch.y} if conditional else None) for batch in batches]
 
 
-def train(config: ConfigDict, workdir: str | Path, *, overwrite: bool = False, data: Any = None) -> tuple[Run, TrainResult]:
+def train(
+    config: ConfigDict, workdir: str | Path, *, overwrite: bool = False, data: Any = None
+) -> tuple[Run, TrainResult]:
     """Train the model of a configuration in a run directory, or go on where it stopped.
 
     Args:
         config: what to train.
         workdir: the run directory; the same command again resumes it, bit for bit on the CPU.
         overwrite: delete a run that is there and begin anew.
-        data: use these data instead of those of section `data` (from Python): `DataSplits`, an array `(N, *)`, or a pair `(x, y)` with labels.
+        data: use these data instead of those of section `data` (from Python): `DataSplits`, an array `(N, *)`, or a
+            pair `(x, y)` with labels.
 
-    Returns the trained run and how training ended. Raises `ValueError` when the configuration contradicts the run in `workdir`.
+    Returns the trained run and how training ended. Raises `ValueError` when the configuration contradicts the run in
+    `workdir`.
     """
     workdir = Path(workdir)
     config = from_json(to_json(config))  # a copy of our own, in the shape of the defaults
-    config.plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in config.plugins)  # the run may be used from elsewhere
+    # the run may be used from elsewhere
+    config.plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in config.plugins)
     if data is not None:
         config.data.name = GIVEN
     import_plugins(config.plugins)
@@ -111,13 +136,23 @@ def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult
     section, optim = config.training, config.optim
     ema = EMA(model, config.model.ema_rate, ramp=config.model.ema_ramp)
     optimizer = make_optimizer(
-        [p for p in model.parameters() if p.requires_grad], name=optim.name, lr=optim.lr, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps,
+        [p for p in model.parameters() if p.requires_grad],
+        name=optim.name,
+        lr=optim.lr,
+        beta1=optim.beta1,
+        beta2=optim.beta2,
+        eps=optim.eps,
         weight_decay=optim.weight_decay,
-    )  # fmt: skip
+    )
     loader = BatchLoader(
-        data.train, section.batch_size, seed=config.seed, rank=distributed.rank(), world_size=distributed.world_size(),
-        flip=config.data.random_flip, workers=config.data.workers,
-    )  # fmt: skip
+        data.train,
+        section.batch_size,
+        seed=config.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        flip=config.data.random_flip,
+        workers=config.data.workers,
+    )
     conditional = config.model.class_conditional
 
     def batch(step: int):
@@ -135,20 +170,42 @@ def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult
         if section.tensorboard:
             writers.append(TensorBoardWriter(workdir / "tensorboard", say=say))
         count = sum(p.numel() for p in model.parameters())
-        say(f"{data.info.name}: {len(data.train)} training and {len(data.test)} test samples of shape {data.info.shape}; {count:,} parameters on {device}.")
+        say(
+            f"{data.info.name}: {len(data.train)} training and {len(data.test)} test samples of shape "
+            f"{data.info.shape}; {count:,} parameters on {device}."
+        )
     now = Run(config, data.info, scaler, model.sde, model, workdir, 0, device, data)
     validation = ValidationLoss(
-        objective, validation_batches(config, data), log_snr=getattr(model.sde, "log_snr", None), prepare=encode, seed=config.seed
+        objective, validation_batches(config, data), log_snr=noise_measure(model.sde), prepare=encode, seed=config.seed
     )
     trainer = Trainer(
-        model, ema, objective, optimizer, batch,
-        steps=section.n_iters, seed=config.seed, prepare=encode, warmup=optim.warmup, published_warmup=optim.published_warmup,
-        schedule=optim.schedule, grad_clip=optim.grad_clip, micro_batches=section.micro_batches, precision=section.precision,
-        max_seconds=section.max_seconds, max_skips=section.max_skips, log_every=section.log_freq, checkpoint_every=section.checkpoint_freq,
-        actions=[(section.eval_freq, validation), (section.snapshot_freq, sample_action(now, section.snapshot_samples, config.seed))],
-        checkpoints=CheckpointStore(workdir, keep=section.keep_checkpoints, say=say or print), writers=writers, say=say,
+        model,
+        ema,
+        objective,
+        optimizer,
+        batch,
+        steps=section.n_iters,
+        seed=config.seed,
+        prepare=encode,
+        warmup=optim.warmup,
+        published_warmup=optim.published_warmup,
+        schedule=optim.schedule,
+        grad_clip=optim.grad_clip,
+        micro_batches=section.micro_batches,
+        precision=section.precision,
+        max_seconds=section.max_seconds,
+        max_skips=section.max_skips,
+        log_every=section.log_freq,
+        checkpoint_every=section.checkpoint_freq,
+        actions=[
+            (section.eval_freq, validation),
+            (section.snapshot_freq, sample_action(now, section.snapshot_samples, config.seed)),
+        ],
+        checkpoints=CheckpointStore(workdir, keep=section.keep_checkpoints, say=say or print),
+        writers=writers,
+        say=say,
         config=saved_state(config, data.info, scaler),
-    )  # fmt: skip
+    )
     facts: dict[str, Any] = {"device": str(device), "processes": distributed.world_size()}
     try:
         if distributed.is_main():  # not before everything could be built: a flag in error leaves a run as it was
@@ -158,11 +215,19 @@ def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult
     except BaseException as error:
         if distributed.is_main():
             with suppress(OSError):  # on a full disk the first error is the one to tell
-                write_json(workdir / "run.json", provenance() | facts | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+                write_json(
+                    workdir / "run.json",
+                    provenance() | facts | {"status": "failed", "error": f"{type(error).__name__}: {error}"},
+                )
         raise
     finally:
         loader.close()
     if distributed.is_main():
-        facts |= {"status": result.status, "step": result.step, "seconds": round(result.seconds, 1), "skipped": result.skipped}
+        facts |= {
+            "status": result.status,
+            "step": result.step,
+            "seconds": round(result.seconds, 1),
+            "skipped": result.skipped,
+        }
         write_json(workdir / "run.json", provenance() | facts)
     return result

@@ -22,6 +22,11 @@ SAMPLERS = Registry("sampler", group="sde_score.samplers")
 class Predictor(ABC):
     """One step of the reverse process from `t` down to `t_next`. Settings in the constructor, data in the call."""
 
+    n_chain: int | None = None
+    """Number of steps of the published chain this predictor follows, if it does: the grid must be the published one."""
+    within_process: bool = False
+    """Does it need `t_next >= 0`?"""
+
     def __init__(self, sde: SDE) -> None:
         self.sde = sde
 
@@ -100,26 +105,32 @@ class Trajectory:
 
     def __init__(self, frames: int = 12, *, mean: bool = True) -> None:
         self.frames, self.mean = frames, mean
-        self.kept: list[Tensor] = []
-        self.times: list[float] = []
+        self.kept: list[tuple[float, Tensor]] = []
 
     def __call__(self, progress: Progress) -> None:
         if progress.steps:
             wanted = {round((k + 1) * progress.steps / self.frames) for k in range(self.frames)}
             if progress.step not in wanted:
                 return
-        self.kept.append((progress.x_mean if self.mean else progress.x).detach().cpu().clone())
-        self.times.append(progress.t)
+        self.kept.append((progress.t, (progress.x_mean if self.mean else progress.x).detach().cpu().clone()))
         if len(self.kept) > 4 * self.frames:  # unknown length: thin out as it grows
-            self.kept, self.times = self.kept[1::2], self.times[1::2]
+            self.kept = self.kept[1::2]
+
+    def _picked(self) -> list[tuple[float, Tensor]]:
+        if not self.kept:
+            raise ValueError("This trajectory has recorded nothing yet: pass it as callback to a sampler first.")
+        count = min(self.frames, len(self.kept))
+        return [self.kept[i] for i in torch.linspace(0, len(self.kept) - 1, count).round().long().tolist()]
 
     @property
     def states(self) -> Tensor:
         """The kept states, thinned to `frames`."""
-        if not self.kept:
-            raise ValueError("This trajectory has recorded nothing yet: pass it as callback to a sampler first.")
-        picked = torch.linspace(0, len(self.kept) - 1, min(self.frames, len(self.kept))).round().long().tolist()
-        return torch.stack([self.kept[i] for i in picked])
+        return torch.stack([x for _, x in self._picked()])
+
+    @property
+    def times(self) -> list[float]:
+        """The times of `states`."""
+        return [t for t, _ in self._picked()]
 
 
 class ProgressBar:
@@ -174,6 +185,11 @@ class Sampler(ABC):
         if not 0 <= self.t_min < sde.T:
             raise ValueError(f"t_min must lie in [0, {sde.T:g}); got {t_min}.")
         self.denoise = denoise
+        if denoise == "tweedie" and not sde.can_denoise:
+            raise ValueError(
+                f"denoise='tweedie' needs the law of x_t given x_0, which {type(sde).__name__} does not know; "
+                "choose denoise='mean' (predictor-corrector) or 'none'."
+            )
         self.denoiser = None if denoise in ("tweedie", "mean", "none") else PREDICTORS.build(denoise, sde)
 
     @abstractmethod

@@ -28,6 +28,8 @@ class LangevinCorrector(Corrector):
             raise ValueError(
                 f"n_steps must be at least 1; for no correction choose the corrector 'none'. Got {n_steps}."
             )
+        if n_steps != int(n_steps):
+            raise ValueError(f"n_steps is a whole number; got {n_steps}.")
         self.snr, self.n_steps = float(snr), int(n_steps)
         self.chain = None if chain is None else sde.chain(chain)
 
@@ -57,9 +59,10 @@ class Langevin(LangevinCorrector):
         snr: target ratio of the step's signal to its noise. Published: 0.16 for 32x32 images, 0.075 for 256x256.
         n_steps: steps at each time.
         norms: `"batch"`, the published rule, takes both norms as means over the batch, so that the samples of a batch
-            influence one another. `"expected"` takes their expectations at noise level t instead, `‖z‖² -> D` and `‖s‖²
-            -> D/std²`, which leaves `e = 2α (snr std)²`: no coupling, and a sample depends on its own seed only. (Norms
-            per sample diverge in low dimension.)
+            influence one another. `"expected"` puts in what they are for a single
+            data point, `‖z‖² -> D` and `‖s‖² -> D/std²` (for a spread-out law the latter is an upper bound, so the step
+            errs on the short side), which leaves `e = 2α (snr std)²`: the step of `ald`. No coupling: a sample depends
+            on its own seed only. (Norms per sample diverge in low dimension.)
         chain: take the factor α from the published N-step chain (DDPM: 1 − β_i); 1 otherwise.
 
     Raises `FloatingPointError` when the batch's score is exactly zero under `norms="batch"`: the rule then asks for an

@@ -11,6 +11,13 @@ from sde_score.sdes.base import SDE
 from sde_score.tensors import expand_like
 
 
+def _check_length(n: int) -> int:
+    """A number of steps, checked."""
+    if n < 1:
+        raise ValueError(f"A chain needs at least one step; got {n}.")
+    return int(n)
+
+
 def _check_eta(eta: float) -> float:
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie between 0 (probability-flow ODE) and 1 (reverse SDE); got {eta}.")
@@ -29,6 +36,7 @@ class EulerMaruyama(Predictor):
     def __init__(self, sde: SDE, eta: float = 1.0, chain: int | None = None) -> None:
         super().__init__(sde)
         self.eta = _check_eta(eta)
+        self.n_chain = None if chain is None else _check_length(chain)
         self.dt = None if chain is None else -sde.T / chain
 
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:
@@ -53,7 +61,9 @@ class ReverseDiffusion(Predictor):
     def __init__(self, sde: SDE, eta: float = 1.0, chain: int | None = None) -> None:
         super().__init__(sde)
         self.eta = _check_eta(eta)
+        self.n_chain, self.within_process = chain, chain is None
         self.chain = None if chain is None else sde.chain(chain)
+        sde.require_diagonal_noise(f"{type(self).__name__}")
 
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:
         if self.chain is not None:
@@ -85,7 +95,9 @@ class AncestralSampling(Predictor):
             raise ValueError(
                 "The published chains define ancestral sampling for eta = 1 only; leave out 'chain' for another eta."
             )
+        self.n_chain, self.within_process = chain, chain is None
         self.chain = None if chain is None else sde.chain(chain)
+        sde.require_diagonal_noise(f"{type(self).__name__}")
 
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:
         if self.chain is not None:

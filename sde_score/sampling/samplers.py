@@ -23,7 +23,7 @@ from sde_score.sampling.correctors import NoneCorrector
 from sde_score.sampling.predictors import NonePredictor
 from sde_score.sampling.times import make_times
 from sde_score.sdes.base import SDE
-from sde_score.solvers import SOLVERS, ODEProgress, solve_ode
+from sde_score.solvers import SOLVERS, ODEError, ODEProgress, solve_ode
 
 GPU_CHECK_EVERY = 50  # looking for NaNs costs a synchronisation on a GPU
 
@@ -63,6 +63,19 @@ class PCSampler(Sampler):
                 "least one."
             )
         self.grid = make_times(times, sde, steps=steps, t_min=self.t_min)
+        n = self.predictor.n_chain
+        if n is not None and (n != steps or times != "published"):
+            raise ValueError(
+                f"A predictor with chain={n} takes the published steps and is right on the published grid only: set "
+                f"steps={n} and "
+                f"times='published' (here: steps={steps}, times={times!r}), or leave out 'chain'."
+            )
+        if self.predictor.within_process and float(self.grid[-1, 1]) < 0:
+            raise ValueError(
+                f"The grid {times!r} ends at t = {float(self.grid[-1, 1]):.3g} < 0, where this predictor's exact "
+                f"transition is not defined. "
+                f"Write the predictor with chain={steps}, or choose another grid, such as times='uniform'."
+            )
 
     def __call__(
         self,
@@ -143,6 +156,11 @@ class ODESampler(Sampler):
             )
         score = CountedScore(score_fn)
         result = self._flow(score, x_T, self.sde.T, self.t_min, _solver_callback(callback, score))
+        if not result.success.all():  # possible with on_failure="return"
+            failed = (~result.success).nonzero().flatten().tolist()
+            raise ODEError(
+                f"The ODE was not solved for samples {failed[:8]} of {len(x_T)}; no samples are returned.", result
+            )
         x = self.finish(score, result.x, result.x, noise)
         self.check_finite(x, int(torch.as_tensor(result.steps).max()), self.t_min)
         return SampleResult(

@@ -8,7 +8,7 @@ from torch import Tensor
 from sde_score.protocols import Constraint, NoiseFn, ScoreFn
 from sde_score.sampling.base import SAMPLERS, Callback, CountedScore, Progress, Sampler, SampleResult, check_start
 from sde_score.sdes.base import SDE
-from sde_score.tensors import draw_uniform, mix_seed
+from sde_score.tensors import draw_uniform, mix_seed, require_finite
 
 DIGITS = 6  # the paths are resolved to this many decimals of their interval
 
@@ -67,7 +67,10 @@ class _ReverseInTime:
         return x, (self.sde.T - s).clamp(min=0).to(x).expand(len(x))
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
-        return -self.reverse.drift(*self._state(s, y)).reshape(y.shape)
+        x, t = self._state(s, y)
+        drift = self.reverse.drift(x, t)
+        require_finite(drift, f"The reverse drift at t = {float(t[0]):.4g}")
+        return -drift.reshape(y.shape)
 
     def g(self, s: Tensor, y: Tensor) -> Tensor:
         x, t = self._state(s, y)
@@ -114,6 +117,15 @@ class SDESampler(Sampler):
         known = ("euler", "milstein", "srk", *self.STRATONOVICH[:3])
         if solver not in known:
             raise ValueError(f"torchsde has no method {solver!r} for diagonal noise here. Known: {', '.join(known)}.")
+        sde.require_diagonal_noise("The sampler 'sde'")
+        if solver in self.STRATONOVICH and not sde.additive_noise:
+            raise ValueError(
+                f"The solver {solver!r} reads an SDE in the sense of Stratonovich, another process when the noise "
+                f"depends on x. "
+                "Choose an Itô solver: 'srk', 'milstein' or 'euler'."
+            )
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must lie between 0 (probability-flow ODE) and 1 (reverse SDE); got {eta}.")
         if steps < 1:
             raise ValueError(f"A sampler needs at least one step; got steps={steps}.")
         self.method, self.steps, self.adaptive, self.rtol, self.atol, self.eta = (
@@ -147,10 +159,12 @@ class SDESampler(Sampler):
             if callback is not None:
                 callback(Progress(done + 1, len(groups), self.t_min, parts[-1], parts[-1], score.calls))
         x = torch.cat(parts)
-        nfe = score.calls if not self.adaptive else round(score.calls / len(groups))
-        x = self.finish(score_fn, x, x, noise)
+        solving = score.calls
+        x = self.finish(score, x, x, noise)
         self.check_finite(x, self.steps, self.t_min)
-        return SampleResult(x, nfe + (self.denoise != "none"), {"score_calls": score.calls})
+        # each sample of an adaptive run made calls of its own: the mean of them
+        nfe = round(solving / len(groups)) + score.calls - solving
+        return SampleResult(x, nfe, {"score_calls": score.calls})
 
     def _solve(self, score: ScoreFn, x: Tensor, seeds: list[int], members: list[int]) -> Tensor:
         import torchsde

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -27,8 +28,20 @@ class SDE(ABC):
             it.
     """
 
+    noise_type: str = "diagonal"
+    """"diagonal" (scalars included) or "matrix"; set by itself for a class that overrides `apply_diffusion`."""
+    additive_noise: bool = False
+    """Is G independent of x? Then the Itô and the Stratonovich reading of the SDE are the same process."""
+    can_denoise: bool = False
+    """Does `denoise` work, that is, is the law of x_t given x_0 known?"""
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        if "apply_diffusion" in cls.__dict__ and "noise_type" not in cls.__dict__:
+            cls.noise_type = "matrix"
+
     def __init__(self, *, T: float = 1.0, t_min: float = 1e-5) -> None:
-        if not 0 <= t_min < T:
+        if not 0 <= t_min < T or not math.isfinite(T):
             raise ValueError(f"{type(self).__name__}: t_min must lie in [0, T); got t_min={t_min}, T={T}.")
         self.T = float(T)
         self.t_min = float(t_min)
@@ -41,7 +54,8 @@ class SDE(ABC):
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
         """G(x, t) when it is a scalar or a diagonal: a tensor that broadcasts against `x`.
 
-        For matrix noise override `apply_diffusion` and `apply_diffusion_sq`; the library calls nothing else.
+        For matrix noise override `apply_diffusion` and `apply_diffusion_sq`: Euler-Maruyama, the correctors, the
+        probability-flow ODE and likelihoods call nothing else, and what needs a diagonal refuses.
         """
 
     @abstractmethod
@@ -82,6 +96,32 @@ class SDE(ABC):
             "objective "
             "and sample with denoise='mean'."
         )
+
+    def marginal_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean coefficient and standard deviation of `x_t` given `x_0`, where they are functions of time alone."""
+        raise NotImplementedError(self._not_linear("mean and std of x_t as functions of time"))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Log of the signal-to-noise ratio at `t`, `(B,)`."""
+        raise NotImplementedError(self._not_linear("a signal-to-noise ratio"))
+
+    def _not_linear(self, what: str) -> str:
+        return (
+            f"{type(self).__name__} is not a LinearSDE and has not {what}. With a known marginal_prob(x0, t) it trains "
+            f"by "
+            "--config.model.parameterization=\"eps(label='t', scale_input=False)\" --config.training.objective=dsm, "
+            "and samples with "
+            "--config.sampling.predictor=euler_maruyama --config.sampling.denoise=mean --config.sampling.times=uniform."
+        )
+
+    def require_diagonal_noise(self, what: str) -> None:
+        """Raise `ValueError` when `what` cannot serve an SDE with matrix noise."""
+        if self.noise_type == "matrix":
+            raise ValueError(
+                f"{what} is written for scalar and diagonal noise, and {type(self).__name__} has a matrix. Use the "
+                f"predictor "
+                "'euler_maruyama' or the method 'ode'."
+            )
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Law of `x_t` given `x_s`, when it is `N(a x_s, std² I)`: the coefficient `a` and `std`."""
@@ -173,6 +213,7 @@ class Chain:
 
     def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """`F(x, t)` and `G(t)` of the step taken at time `t`; `G` broadcasts against `x`."""
+        self.sde.require_diagonal_noise("A discrete chain")
         dt = self.sde.T / self.n
         return self.sde.drift(x, t) * dt, expand_like(torch.as_tensor(self.sde.diffusion(x, t)) * dt**0.5, x)
 

@@ -26,7 +26,7 @@ class VESDE(LinearSDE):
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 1e-5) -> None:
         super().__init__(T=1.0, t_min=t_min)
-        if not 0 < sigma_min < sigma_max:
+        if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(f"ve needs 0 < sigma_min < sigma_max; got sigma_min={sigma_min}, sigma_max={sigma_max}.")
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self.log_ratio = math.log(self.sigma_max) - math.log(self.sigma_min)

@@ -37,6 +37,10 @@ def _same_rank(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (expand_like(a, b), b) if a.ndim < b.ndim else (a, expand_like(b, a))
 
 
+def _mean_over_diagonal(coefficient: Tensor) -> Tensor:
+    return coefficient if coefficient.ndim == 1 else coefficient.flatten(1).mean(1)
+
+
 def _wide(device: torch.device) -> torch.dtype:
     """float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -58,6 +62,8 @@ class LinearSDE(SDE):
     """
 
     std_0: float = 0.0
+    additive_noise = True
+    can_denoise = True
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
@@ -150,6 +156,7 @@ class LinearSDE(SDE):
         """Mean coefficient and standard deviation at `t` of a path with standard deviation `std_s` at `s`, in the
         precision of `t`.
         """
+        self.require_diagonal_noise("The derivation of marginals and transitions")
         if t.ndim != 1:
             raise ValueError(f"Times have shape (B,); got {tuple(t.shape)}.")
         batch = len(t)
@@ -169,9 +176,17 @@ class LinearSDE(SDE):
         return self._quadrature(s, t, 0.0)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """`log m(t)²/std(t)²`, the signal-to-noise ratio of unit-variance data; falls with `t`."""
+        """`log m(t)²/std(t)²`, `(B,)`: the signal-to-noise ratio of unit-variance data; falls with `t`.
+
+        For diagonal coefficients the mean over the diagonal, which falls too.
+        """
         mean_coeff, std = self.marginal_coeffs(t)
-        return 2 * (torch.log(mean_coeff) - torch.log(std))
+        return _mean_over_diagonal(2 * (torch.log(mean_coeff) - torch.log(std)))
+
+    def log_snr_rate(self, t: Tensor) -> Tensor:
+        """`−d(log SNR)/dt = g(t)²/std(t)²`, `(B,)` (the mean over a diagonal)."""
+        g, std = _same_rank(self._coeff("diffusion_coeff", t), self.marginal_coeffs(t)[1])
+        return _mean_over_diagonal((g / std) ** 2)
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
         """The time in `[0, T]` with the given log-SNR (scalar coefficients), by bisection to rounding; clamped to the
@@ -208,9 +223,36 @@ class GaussianPathSDE(LinearSDE):
     def sigma(self, t: Tensor) -> Tensor:
         """Standard deviation, elementwise in `t`."""
 
+    _checked = False
+
     def _derivative(self, func, t: Tensor) -> tuple[Tensor, Tensor]:
-        value, slope = torch.func.jvp(func, (t,), (torch.ones_like(t),))
-        return value, slope
+        if not self._checked:
+            self._checked = True
+            self._check_path()
+        t = t.contiguous()  # forward differentiation refuses the expanded times of samplers
+        return torch.func.jvp(
+            lambda s: torch.as_tensor(func(s), dtype=s.dtype).expand_as(s), (t,), (torch.ones_like(t),)
+        )
+
+    def _check_path(self) -> None:
+        """Refuse, once, a path that no SDE has."""
+        t = torch.linspace(0, self.T, 65, dtype=torch.float64)
+        alpha, sigma = (torch.as_tensor(f(t), dtype=t.dtype).expand_as(t) for f in (self.alpha, self.sigma))
+        name = type(self).__name__
+        if abs(float(alpha[0]) - 1) > 1e-6:
+            raise ValueError(f"{name}: alpha(0) must be 1, the data themselves; it is {float(alpha[0]):g}.")
+        if not (alpha > 0).all():
+            where = float(t[~(alpha > 0)][0])
+            raise ValueError(
+                f"{name}: alpha(t) must be positive on [0, T], but not at t = {where:g}. End earlier: "
+                f"T={0.999 * where:g}."
+            )
+        log_snr = 2 * (torch.log(alpha) - torch.log(sigma))
+        if not (log_snr[1:].diff() <= 1e-9).all():
+            where = float(t[1:-1][log_snr[1:].diff() > 1e-9][0])
+            raise ValueError(
+                f"{name}: alpha(t)/sigma(t) must fall with t, but rises at t = {where:g}; no real g(t) does that."
+            )
 
     def drift_coeff(self, t: Tensor) -> Tensor:
         alpha, slope = self._derivative(self.alpha, t)
@@ -227,4 +269,4 @@ class GaussianPathSDE(LinearSDE):
         # σ_t² − a² σ_s² = σ_t² (1 − SNR_t/SNR_s), which keeps its precision where a quadrature near a pole of f would
         # not
         variance = -torch.expm1(self.log_snr(t) - self.log_snr(s)) * self.sigma(t) ** 2
-        return self.alpha(t) / self.alpha(s), torch.sqrt(variance)
+        return self.alpha(t) / self.alpha(s), torch.sqrt(torch.where(s == t, 0.0, variance).clamp(min=0))

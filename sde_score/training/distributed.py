@@ -33,7 +33,7 @@ def is_main() -> bool:
 
 
 def launched_as_main() -> bool:
-    """Whether this is the only process, or the first that torchrun started; known before and after joining the others."""
+    """Whether this is the only process or the first that torchrun started, known also before joining the others."""
     return os.environ.get("RANK", "0") == "0"
 
 
