@@ -11,5 +11,5 @@ def get_config():
 
 
 def spec_of(sde: str, **known: str) -> str:
-    """The SDE spec a configuration gives to its argument; one it does not know (`cosine`, your own) stands for itself."""
+    """The SDE spec that belongs to a configuration's argument; one it does not know (`cosine`) stands for itself."""
     return known.get(sde, sde)

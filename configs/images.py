@@ -1,6 +1,8 @@
 """Your own images: a folder (sub-folders are classes), a .zip, or a .npy/.npz array, in one flag.
 
 sde-score train --config=images:vp --config.data.name=./photos --config.data.image_size=32 --workdir=runs/photos
+
+Cost and result: these depend on your images; nothing was trained to the end here. Begin with image_size=32.
 """
 
 from sde_score.configs.common import make_config, spec_of

@@ -1,6 +1,8 @@
 """MNIST, 28x28 grey (downloaded by torchvision, or found under `--config.data.root`).
 
 sde-score train --config=mnist:vp --workdir=runs/mnist
+
+Cost and result: not run to the end here, for want of a GPU.
 """
 
 from sde_score.configs.common import make_config, spec_of
