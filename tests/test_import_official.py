@@ -40,7 +40,7 @@ def test_imported_run_gives_the_recorded_outputs(golden_dir, imported):
 
 def test_imported_run_samples(imported):
     run, _ = imported
-    result = run.sample(2, steps=2)
+    result = run.sample(2, predictor="reverse_diffusion", steps=2, times="uniform")
     assert result.x.shape == (2, 3, 8, 8) and torch.isfinite(result.x).all()
 
 
