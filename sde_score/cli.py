@@ -15,10 +15,6 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-# libgomp reads it when torch is loaded: waiting threads then sleep instead of spinning, which on a crowded machine is
-# ten times faster
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 TOP = """usage: sde-score COMMAND [flags]
 
   train       train a score model, or go on where it stopped

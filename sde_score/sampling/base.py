@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from sde_score.protocols import Constraint, NoiseFn, ScoreFn
-from sde_score.registry import Registry
+from sde_score.registry import Registry, parse_spec, suggest
 from sde_score.sdes.base import SDE
 
 PREDICTORS = Registry("predictor", group="sde_score.predictors")
 CORRECTORS = Registry("corrector", group="sde_score.correctors")
 SAMPLERS = Registry("sampler", group="sde_score.samplers")
+DENOISING = ("tweedie", "mean", "none")
 
 
 class Predictor(ABC):
@@ -190,7 +191,11 @@ class Sampler(ABC):
                 f"denoise='tweedie' needs the law of x_t given x_0, which {type(sde).__name__} does not know; "
                 "choose denoise='mean' (predictor-corrector) or 'none'."
             )
-        self.denoiser = None if denoise in ("tweedie", "mean", "none") else PREDICTORS.build(denoise, sde)
+        self.denoiser = None
+        if denoise not in DENOISING:
+            if parse_spec(denoise)[0] not in PREDICTORS.names():
+                raise ValueError(f"Unknown denoise {denoise!r}.{suggest(denoise, DENOISING)} Or a predictor spec.")
+            self.denoiser = PREDICTORS.build(denoise, sde)
 
     @abstractmethod
     def __call__(
