@@ -2,6 +2,12 @@
 
 sde-score train --config=toy2d:vp --workdir=runs/toy                                   # the default law, two_moons
 sde-score train --config=toy2d:ve --config.data.name=checkerboard --workdir=runs/checkerboard
+
+Cost: 5000 steps of a small MLP at batch 512, two to four minutes on one busy CPU core. Reached on two_moons, mean log p
+of the 10,000 test points in nats by the exact trace, against the true law's -0.997 ± 0.007:
+
+    vp       -1.006 ± 0.008 (after 4925 steps)
+    subvp    -1.006 ± 0.008
 """
 
 from sde_score.configs.common import make_config, spec_of

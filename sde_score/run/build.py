@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_score.data import DataInfo, DataSplits, load_dataset
 from sde_score.likelihood import TRACES
@@ -24,6 +24,7 @@ from sde_score.registry import parse_spec
 from sde_score.sampling import SAMPLERS, Sampler, make_sampler
 from sde_score.sdes import SDE, SDES
 from sde_score.solvers import SOLVERS
+from sde_score.training import make_optimizer
 
 GIVEN = "given in Python"  # `config.data.name` of a run trained on data that were handed over, not named
 
@@ -162,3 +163,10 @@ def check_likelihood(config: ConfigDict, sde: SDE) -> None:
             raise ValueError(f"t_min must lie in [0, T) = [0, {sde.T:g}); got {section.t_min}.")
         if section.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {section.batch_size}.")
+
+
+def build_optimizer(config: ConfigDict, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of section `optim` for the parameters that learn."""
+    optim = config.optim
+    settings = {key: optim[key] for key in ("name", "lr", "beta1", "beta2", "eps", "weight_decay")}
+    return make_optimizer([p for p in model.parameters() if p.requires_grad], **settings)

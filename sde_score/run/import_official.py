@@ -13,9 +13,9 @@ from sde_score.data import DataInfo, Scaler
 from sde_score.models import EMA
 from sde_score.models.official import OfficialCheckpointError, load_official, save_official
 from sde_score.published import network_spec
-from sde_score.run.build import build_model
+from sde_score.run.build import build_model, build_optimizer
 from sde_score.run.run import Run, load, provenance, saved_state, write_json
-from sde_score.training import CheckpointStore, make_optimizer
+from sde_score.training import CheckpointStore
 from sde_score.training.state import TrainState
 
 
@@ -62,16 +62,7 @@ def import_official(
     averaged = copy.deepcopy(model)
     averaged.network.load_state_dict(found.best_network.state_dict())
     ema.load_state_dict({"num_updates": found.file.ema_updates or found.step or 0, "model": averaged.state_dict()})
-    optim = settings.optim
-    optimizer = make_optimizer(
-        [p for p in model.parameters() if p.requires_grad],
-        name=optim.name,
-        lr=optim.lr,
-        beta1=optim.beta1,
-        beta2=optim.beta2,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-    )
+    optimizer = build_optimizer(settings, model)
     state = TrainState(model, ema, optimizer, step=found.step or 0)
 
     workdir.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from sde_score.run.build import (
     build_data,
     build_model,
     build_objective,
+    build_optimizer,
     build_sampler,
     build_sde,
     check_likelihood,
@@ -35,7 +36,6 @@ from sde_score.training import (
     TrainResult,
     ValidationLoss,
     distributed,
-    make_optimizer,
 )
 from sde_score.training.checkpoint import list_checkpoints
 
@@ -135,15 +135,7 @@ def train(
 def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult:
     section, optim = config.training, config.optim
     ema = EMA(model, config.model.ema_rate, ramp=config.model.ema_ramp)
-    optimizer = make_optimizer(
-        [p for p in model.parameters() if p.requires_grad],
-        name=optim.name,
-        lr=optim.lr,
-        beta1=optim.beta1,
-        beta2=optim.beta2,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-    )
+    optimizer = build_optimizer(config, model)
     loader = BatchLoader(
         data.train,
         section.batch_size,
