@@ -29,13 +29,13 @@ def get_config(sde: str = "vp"):
         training={
             "objective": "dsm(weighting='edm', times='log_normal(mean=-2.0, std=1.7)', sigma_data=0.7)",
             "batch_size": 64,
-            "n_iters": 1600,
+            "n_iters": 1300,
             "max_seconds": 180.0,
             "log_freq": 50,
-            "eval_freq": 400,
+            "eval_freq": 325,
             "eval_samples": 297,
-            "snapshot_freq": 800,
-            "checkpoint_freq": 400,
+            "snapshot_freq": 650,
+            "checkpoint_freq": 325,
         },
         optim={"name": "adamw", "lr": 3e-3, "beta2": 0.99, "weight_decay": 0.01, "warmup": 50, "schedule": "cosine"},
         sampling={
