@@ -2,8 +2,8 @@
 
 sde-score train --config=mnist:vp --workdir=runs/mnist
 
-Cost: 1.0 to 1.3 s a step (batch 128) on two CPU cores. Reached: not run to the end here, for want of a GPU; 129 steps in
-171 s (vp, warm-up 20, cosine to 140) gave 3.62 ± 0.05 bits/dim on 50 test images, which is barely begun.
+Cost: 1.0 to 1.3 s a step (batch 128) on two CPU cores. Reached: not run to the end here, for want of a GPU; 129 steps
+in 171 s (vp, warm-up 20, cosine to 140) gave 3.62 ± 0.05 bits/dim on 50 test images, which is barely begun.
 """
 
 from sde_score.configs.common import make_config, spec_of
