@@ -132,7 +132,7 @@ def test_published_ode_sampler(golden_dir, kind):
     g, meta = load(golden_dir, f"ode_sampler_{kind}")
     sde = published_sde(kind, **meta["params"])
 
-    # the published form, score = −net/std: near T the drift is a difference of equal numbers, and rounding sets the steps
+    # score = −net/std as published: near T the drift is a difference of equal numbers, and rounding sets the steps
     _, network = golden_network(meta, g["mu"])
     spec = "score(label='sigma')" if kind == "ve" else "eps(label='999t', scale_input=False)"
     parameterization = PARAMETERIZATIONS.build(spec, sde)
