@@ -66,6 +66,24 @@ def test_sample_i_depends_on_seed_and_i_only(name):
         assert torch.allclose(draw(batch), whole, atol=2e-5), batch
 
 
+@pytest.mark.parametrize("name", ["pc", "ode"])
+def test_the_same_image_for_batches_of_1_7_and_64(name):
+    sde = SDES.build("vp(t_min=1e-2)")
+    sampler = ALL[name](sde)
+
+    def draw(batch):
+        parts = []
+        for start in range(0, 64, batch):
+            noise = SampleNoise(3, range(start, min(start + batch, 64)))
+            x_T = sde.prior_sampling((len(noise.generators), 1, 4, 4), noise=noise)
+            parts.append(sampler(coupled_score(sde), x_T, noise=noise).x)
+        return torch.cat(parts)
+
+    whole = draw(64)
+    for batch in (1, 7):
+        assert torch.allclose(draw(batch), whole, atol=2e-5)
+
+
 def test_published_langevin_rule_couples_the_batch_and_says_so():
     sde = SDES.build("vp")
     coupled = PCSampler(sde, "none", "langevin", steps=3)
