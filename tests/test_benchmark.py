@@ -92,7 +92,7 @@ def test_resampling_with_convolution(kind, taps):
     ours = kind(3, 5, taps)
     torch.nn.init.normal_(ours.bias)
     x = torch.randn(2, 3, 8, 6)
-    close(baseline.PLAIN[kind](ours)(x).detach(), ours(x).detach())
+    close(baseline.plain_network(ours)(x).detach(), ours(x).detach())
 
 
 def test_recorded_ema(golden_dir):

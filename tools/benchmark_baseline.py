@@ -1,9 +1,10 @@
 """The baseline of `tools/benchmark.py`: the published arithmetic, written down plainly, on the weights of our networks.
 
 What is plain about it: FIR filters insert zeros, pad and convolve one channel at a time with a kernel that is built at
-every call; 1x1 layers are einsums between transposed layouts; attention writes its weights out; gradient norm, Adam and
-EMA go tensor by tensor with temporaries; the module is put into training or evaluation mode at every call; the
-likelihood takes score and divergence in two passes through SciPy's RK45 on the joint batch.
+every call; shortcuts are convolutions, sums and factors one after the other; every block applies the activation to the
+conditioning vector; the linear maps of attention are einsums between transposed layouts, and its weights are written
+out; gradient norm, Adam and EMA go tensor by tensor with temporaries; the module is put into training or evaluation
+mode at every call; the likelihood takes score and divergence in two passes through SciPy's RK45 on the joint batch.
 
 Nothing in it is made slow on purpose, and nothing outside these points differs: convolutions, norms and linear layers
 are the same PyTorch calls. `tests/test_benchmark.py` holds it against recorded outputs of the published system.
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_score.models.layers import AttentionBlock
+from sde_score.models.layers import AttentionBlock, NoiseConditioning, ResidualBlock
 from sde_score.models.resample import Downsample, DownsampleConv, Upsample, UpsampleConv
 
 # --- resampling -------------------------------------------------------------------------------------------------------
@@ -54,6 +55,13 @@ def upsample2d(x: Tensor, taps: Sequence[float] | None, factor: int = 2) -> Tens
     return upfirdn2d(x, kernel, up=factor, pad=((p + 1) // 2 + factor - 1, p // 2))
 
 
+def naive_upsample2d(x: Tensor) -> Tensor:
+    """Every pixel four times: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    batch, channels, height, width = x.shape
+    copies = x.reshape(batch, channels, height, 1, width, 1).repeat(1, 1, 1, 2, 1, 2)
+    return copies.reshape(batch, channels, 2 * height, 2 * width)
+
+
 def downsample2d(x: Tensor, taps: Sequence[float] | None, factor: int = 2) -> Tensor:
     """(B, C, H, W) -> (B, C, H / factor, W / factor)."""
     kernel = kernel_of(taps, factor, 1.0)
@@ -76,42 +84,30 @@ def upsample_conv2d(x: Tensor, weight: Tensor, taps: Sequence[float] | None, fac
     return upfirdn2d(x, kernel, pad=((p + 1) // 2 + factor - 1, p // 2 + 1))
 
 
-class _Plain(nn.Module):
-    """Stands in for a module of ours and uses its parameters."""
-
-    def __init__(self, ours: nn.Module) -> None:
-        super().__init__()
-        self.ours = ours
-
-
-class PlainUpsample(_Plain):
+class PlainUpsample(Upsample):
     def forward(self, x: Tensor) -> Tensor:
-        if self.ours.taps is None:
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return upsample2d(x, self.ours.taps)
+        return naive_upsample2d(x) if self.taps is None else upsample2d(x, self.taps)
 
 
-class PlainDownsample(_Plain):
+class PlainDownsample(Downsample):
     def forward(self, x: Tensor) -> Tensor:
-        if self.ours.taps is None:
+        if self.taps is None:
             return x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2).mean((3, 5))
-        return downsample2d(x, self.ours.taps)
+        return downsample2d(x, self.taps)
 
 
-class PlainUpsampleConv(_Plain):
+class PlainUpsampleConv(UpsampleConv):
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.ours.weight, self.ours.bias
-        if self.ours.taps is None:
-            return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
-        return upsample_conv2d(x, weight, self.ours.taps) + bias.reshape(1, -1, 1, 1)
+        if self.taps is None:
+            return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), self.weight, self.bias, padding=1)
+        return upsample_conv2d(x, self.weight, self.taps) + self.bias.reshape(1, -1, 1, 1)
 
 
-class PlainDownsampleConv(_Plain):
+class PlainDownsampleConv(DownsampleConv):
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.ours.weight, self.ours.bias
-        if self.ours.taps is None:
-            return F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, bias, stride=2)
-        return downsample_conv2d(x, weight, self.ours.taps) + bias.reshape(1, -1, 1, 1)
+        if self.taps is None:
+            return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, stride=2)
+        return downsample_conv2d(x, self.weight, self.taps) + self.bias.reshape(1, -1, 1, 1)
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -123,35 +119,59 @@ def pixelwise(x: Tensor, layer: nn.Linear) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-class PlainAttention(_Plain):
+class PlainAttention(AttentionBlock):
     def forward(self, h: Tensor, *, plain: bool = False) -> Tensor:
-        ours = self.ours
         batch, channels, height, width = h.shape
-        normed = ours.norm(h)
-        q, k, v = (pixelwise(normed, layer) for layer in (ours.query, ours.key, ours.value))
+        normed = self.norm(h)
+        q, k, v = (pixelwise(normed, layer) for layer in (self.query, self.key, self.value))
         weights = torch.einsum("bchw,bcij->bhwij", q, k) * channels**-0.5
         weights = torch.softmax(weights.reshape(batch, height, width, height * width), dim=-1)
         mixed = torch.einsum("bhwij,bcij->bchw", weights.reshape(batch, height, width, height, width), v)
-        out = h + pixelwise(mixed, ours.out)
-        return out * ours.factor if ours.factor != 1.0 else out
+        out = h + pixelwise(mixed, self.out)
+        return out * self.factor if self.factor != 1.0 else out
 
 
-PLAIN: dict[type[nn.Module], type[_Plain]] = {
+# --- residual blocks --------------------------------------------------------------------------------------------------
+
+
+class PlainConditioning(NoiseConditioning):
+    """Leaves the last activation to every block."""
+
+    def forward(self, label: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.linear2(self.act(self.linear1(self.embedding(label))))
+
+
+class PlainResidualBlock(ResidualBlock):
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        g = self.act(self.norm1(h))
+        if self.resample is not None:
+            g, h = self.resample(g), self.resample(h)
+        g = self.conv1(g)
+        g = g + self.emb(self.act(emb))[:, :, None, None]
+        g = self.conv2(self.dropout(self.act(self.norm2(g))))
+        if self.shortcut is not None:
+            h = self.shortcut(h)
+        out = h + g
+        return out * self.factor if self.factor != 1.0 else out
+
+
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     Upsample: PlainUpsample,
     Downsample: PlainDownsample,
     UpsampleConv: PlainUpsampleConv,
     DownsampleConv: PlainDownsampleConv,
     AttentionBlock: PlainAttention,
+    NoiseConditioning: PlainConditioning,
+    ResidualBlock: PlainResidualBlock,
 }
+"""For each module of ours one that has the same parameters and computes the published way."""
 
 
 def plain_network(network: nn.Module) -> nn.Module:
-    """A copy of `network`, with the same weights, in which resampling and attention are the plain ones."""
+    """A copy of an NCSN++ or DDPM++ network, told the noise level but no classes, that computes the published way."""
     network = copy.deepcopy(network)
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) in PLAIN:
-                setattr(parent, name, PLAIN[type(child)](child))
+    for module in network.modules():
+        module.__class__ = PLAIN.get(type(module), type(module))
     return network
 
 

@@ -278,6 +278,24 @@ def check_unet_inputs(
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
+def add_pointwise(h: Tensor, layer: nn.Module, x: Tensor, *, factor: float = 1.0) -> Tensor:
+    """factor (h + W x + b) for a convolution `layer` of width 1; h (B, out, *), x (B, in, *).
+
+    On the CPU it is one matrix product that also takes the sum and the factor, in about half the time. `h` is
+    overwritten.
+    """
+    if x.device.type != "cpu" or not x.is_contiguous():
+        return scaled(h + layer(x), factor)
+    weight = layer.weight.flatten(1).expand(len(x), -1, -1)
+    h = h.add_(layer.bias.view(-1, *(1,) * (x.ndim - 2)))
+    return torch.baddbmm(h.flatten(2), weight, x.flatten(2), beta=factor, alpha=factor).view(h.shape)
+
+
+def scaled(fresh: Tensor, factor: float) -> Tensor:
+    """`factor` times a tensor that nobody else uses."""
+    return fresh.mul_(factor) if factor != 1.0 else fresh
+
+
 def needs_plain_attention(x: Tensor) -> bool:
     """Whether derivatives of the network with respect to its input x are wanted.
 
@@ -312,10 +330,9 @@ class AttentionBlock(nn.Module):
         self.factor = math.sqrt(0.5) if rescale else 1.0
 
     def forward(self, h: Tensor, *, plain: bool = False) -> Tensor:
-        tokens = self.norm(h).flatten(2).transpose(1, 2)[:, None]  # (B, 1, HW, C)
+        tokens = self.norm(h).flatten(2).mT[:, None].contiguous()  # (B, 1, HW, C)
         mixed = attention(self.query(tokens), self.key(tokens), self.value(tokens), plain=plain)
-        out = h + self.out(mixed)[:, 0].transpose(1, 2).view_as(h)
-        return out * self.factor if self.factor != 1.0 else out
+        return scaled(h + self.out(mixed)[:, 0].mT.view_as(h), self.factor)
 
 
 class ResidualBlock(nn.Module):
@@ -371,10 +388,11 @@ class ResidualBlock(nn.Module):
         if emb is not None:
             g = g + self.emb(emb)[:, :, None, None]
         g = self.conv2(self.dropout(self.act(self.norm2(g))))
-        if self.shortcut is not None:
-            h = self.shortcut(h)
-        out = h + g
-        return out * self.factor if self.factor != 1.0 else out
+        if self.shortcut is None:
+            return scaled(h + g, self.factor)
+        if self.shortcut.kernel_size == (1, 1):
+            return add_pointwise(g, self.shortcut, h, factor=self.factor)
+        return scaled(self.shortcut(h) + g, self.factor)
 
 
 def run_block(module: nn.Module, *args: Any, recompute: bool = False) -> Any:

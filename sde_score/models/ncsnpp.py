@@ -34,6 +34,7 @@ from sde_score.models.layers import (
     group_norm,
     needs_plain_attention,
     run_block,
+    scaled,
 )
 from sde_score.models.registry import MODELS
 from sde_score.models.resample import Downsample, DownsampleConv, Upsample, UpsampleConv
@@ -149,15 +150,15 @@ class NCSNpp(nn.Module):
                         rescale=skip_rescale, init_scale=init_scale,
                         shortcut_scale=1.0 if resblock_type == "biggan" else 0.1)  # fmt: skip
 
-        def reduce(width: int) -> nn.Module:
+        def reduce(width: int, size: int) -> nn.Module:
             if resblock_type == "biggan":
-                return block(width, width, resample=Downsample(taps))
-            return DownsampleConv(width, width, taps) if resamp_with_conv else Downsample(taps)
+                return block(width, width, resample=Downsample(taps, size=size))
+            return DownsampleConv(width, width, taps, size=size) if resamp_with_conv else Downsample(taps, size=size)
 
-        def enlarge(width: int) -> nn.Module:
+        def enlarge(width: int, size: int) -> nn.Module:
             if resblock_type == "biggan":
-                return block(width, width, resample=Upsample(taps))
-            return UpsampleConv(width, width, taps) if resamp_with_conv else Upsample(taps)
+                return block(width, width, resample=Upsample(taps, size=size))
+            return UpsampleConv(width, width, taps, size=size) if resamp_with_conv else Upsample(taps, size=size)
 
         def attend(width: int) -> AttentionBlock:
             return AttentionBlock(width, max_groups=_max_groups(width), rescale=skip_rescale, init_scale=init_scale)
@@ -169,7 +170,8 @@ class NCSNpp(nn.Module):
 
         # Down. `skips` are the widths that the way up will find.
         levels = len(ch_mult)
-        attended = [image_size // 2**level in attn_resolutions for level in range(levels)]
+        sizes = [image_size // 2**level for level in range(levels)]
+        attended = [size in attn_resolutions for size in sizes]
         self.conv_in = conv(channels, nf)
         self.down = nn.ModuleList()
         skips, width, pyramid = [nf], nf, channels
@@ -183,13 +185,13 @@ class NCSNpp(nn.Module):
                     stage.attentions.append(attend(width))
                 skips.append(width)
             if not last:
-                stage.reduce = reduce(width)
+                stage.reduce = reduce(width, sizes[level])
                 if progressive_input == "input_skip":
-                    stage.reduce_image = Downsample(taps)
+                    stage.reduce_image = Downsample(taps, size=sizes[level])
                     stage.combine = Combine(channels, width, progressive_combine)
                     width = stage.combine.out_channels
                 elif progressive_input == "residual":
-                    stage.reduce_image = DownsampleConv(pyramid, width, taps)
+                    stage.reduce_image = DownsampleConv(pyramid, width, taps, size=sizes[level])
                     pyramid = width
                 skips.append(width)
             self.down.append(stage)
@@ -211,15 +213,15 @@ class NCSNpp(nn.Module):
             if progressive == "output_skip":
                 stage.norm = group_norm(width, _max_groups(width))
                 stage.conv = conv(width, channels, scale=init_scale)
-                stage.enlarge_pyramid = None if coarsest else Upsample(taps)
+                stage.enlarge_pyramid = None if coarsest else Upsample(taps, size=sizes[level + 1])
             elif progressive == "residual" and coarsest:
                 stage.norm = group_norm(width, _max_groups(width))
                 stage.conv = conv(width, width)
             elif progressive == "residual":
-                stage.enlarge_pyramid = UpsampleConv(pyramid, width, taps)
+                stage.enlarge_pyramid = UpsampleConv(pyramid, width, taps, size=sizes[level + 1])
             pyramid = width
             if level:
-                stage.enlarge = enlarge(width)
+                stage.enlarge = enlarge(width, sizes[level])
             self.up.append(stage)
 
         self.norm_out = self.conv_out = None
@@ -287,7 +289,7 @@ class DownLevel(nn.Module):
                 image = self.reduce_image(image)
                 h = self.combine(image, h)
             elif self.reduce_image is not None:
-                h = image = (self.reduce_image(image) + h) * self.factor
+                h = image = scaled(self.reduce_image(image) + h, self.factor)
             skips.append(h)
         return h, image
 
@@ -346,7 +348,7 @@ class UpLevel(nn.Module):
         elif self.mode == "residual" and pyramid is None:
             pyramid = self.conv(self.act(self.norm(h)))
         elif self.mode == "residual":
-            h = pyramid = (self.enlarge_pyramid(pyramid) + h) * self.factor
+            h = pyramid = scaled(self.enlarge_pyramid(pyramid) + h, self.factor)
         if isinstance(self.enlarge, ResidualBlock):
             h = run_block(self.enlarge, h, emb, recompute=self.checkpointing)
         elif self.enlarge is not None:

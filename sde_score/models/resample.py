@@ -2,7 +2,7 @@
 
 Every operation is one depthwise convolution (downwards) or one depthwise transposed convolution (upwards) with a cached
 kernel, so that all that PyTorch can do with a convolution works: any dtype and device, memory formats, derivatives of
-any order, `torch.compile`.
+any order, `torch.compile`. On the CPU, small images are multiplied by the matrix of the same linear map instead.
 
 With K taps, factor f and a convolution of width w, p = K - f, the published padding is
 
@@ -18,6 +18,7 @@ Song et al., arXiv:2011.13456, app. H. Shapes: x (B, C, H, W); kernel (K, K); we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -167,56 +168,90 @@ def _transposed(x: Tensor, weight: Tensor, factor: int) -> Tensor:
 # --- modules ----------------------------------------------------------------------------------------------------------
 
 
+LARGEST_MATRIX = 2**14
+"""Entries up to which a filter of images is faster as a matrix than as a convolution, on a CPU: 16 x 16 to 8 x 8."""
+
+
 class _Resampler(nn.Module):
-    """Holds the kernel of `taps`, ready for use, as a buffer that follows the module and is not saved."""
+    """Holds the kernel of `taps`, ready for use, as a buffer that follows the module and is not saved.
+
+    `size` is the side of the images that the module will mostly see. If it is small, the matrix (H W, H' W') of the
+    filter is held too. It serves such images on the CPU; others are convolved.
+    """
 
     kernel: Tensor | None
+    matrix: Tensor | None
 
-    def __init__(self, taps: Sequence[float] | None, *, gain: float, flip: bool) -> None:
+    def __init__(self, taps: Sequence[float] | None, size: int | None, *, gain: float, flip: bool) -> None:
         super().__init__()
         self.taps = None if taps is None else tuple(taps)
+        self.size = size
         self.gain = gain
         self.flip = flip
-        self.register_buffer("kernel", None if taps is None else self._make_kernel(), persistent=False)
+        self.register_buffer("kernel", None, persistent=False)
+        self.register_buffer("matrix", None, persistent=False)
+        if taps is not None:
+            self._fill_buffers(torch.float32)
 
-    def _make_kernel(self, device: torch.device | None = None) -> Tensor:
+    def convolve(self, x: Tensor) -> Tensor:
+        """The filter, as a convolution."""
+        raise NotImplementedError
+
+    def filter(self, x: Tensor) -> Tensor:
+        """The filter, in the faster of its two forms."""
+        if self.matrix is None or x.device.type != "cpu" or x.shape[2] != x.shape[3] or x.shape[2] != self.size:
+            return self.convolve(x)
+        batch, channels, height, _ = x.shape
+        side = math.isqrt(self.matrix.shape[1])
+        return (x.reshape(-1, height**2) @ self.matrix.to(x.dtype)).view(batch, channels, side, side)
+
+    @torch.no_grad()
+    def _fill_buffers(self, dtype: torch.dtype, device: torch.device | None = None) -> None:
         kernel = fir_kernel(self.taps, gain=self.gain, device=device)
-        return kernel.flip(0, 1) if self.flip else kernel
+        self.kernel = kernel.flip(0, 1) if self.flip else kernel
+        self.matrix = None
+        if self.size is not None and self.size**4 <= 4 * LARGEST_MATRIX:
+            pixels = torch.eye(self.size**2, device=device).view(-1, 1, self.size, self.size)
+            matrix = self.convolve(pixels).flatten(1)
+            self.matrix = matrix.to(dtype) if matrix.numel() <= LARGEST_MATRIX else None
+        self.kernel = self.kernel.to(dtype)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
         if self.kernel is not None:
             # A model built on `meta` and given memory by `to_empty` holds arbitrary numbers: write the constants again.
-            self.kernel = self._make_kernel(self.kernel.device).to(self.kernel.dtype)
+            self._fill_buffers(self.kernel.dtype, self.kernel.device)
         return self
 
     def extra_repr(self) -> str:
-        return f"taps={self.taps}"
+        return f"taps={self.taps}, size={self.size}"
 
 
 class Upsample(_Resampler):
     """Twice the size, by the FIR filter `taps` or, if None, by nearest neighbour: (B, C, H, W) -> (B, C, 2H, 2W)."""
 
-    def __init__(self, taps: Sequence[float] | None = None) -> None:
-        super().__init__(taps, gain=4.0, flip=False)
+    def __init__(self, taps: Sequence[float] | None = None, *, size: int | None = None) -> None:
+        super().__init__(taps, size, gain=4.0, flip=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kernel is None:
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    def convolve(self, x: Tensor) -> Tensor:
         size = len(self.taps)
         return _filter_up(x, _depthwise(self.kernel, x), 2, size, _up_pads(size, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.taps is None else self.filter(x)
 
 
 class Downsample(_Resampler):
     """Half the size, by the FIR filter `taps` or, if None, by 2 x 2 means: (B, C, H, W) -> (B, C, H/2, W/2)."""
 
-    def __init__(self, taps: Sequence[float] | None = None) -> None:
-        super().__init__(taps, gain=1.0, flip=True)
+    def __init__(self, taps: Sequence[float] | None = None, *, size: int | None = None) -> None:
+        super().__init__(taps, size, gain=1.0, flip=True)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        return _filter_down(x, _depthwise(self.kernel, x), 2, _down_pads(len(self.taps), 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel is None:
-            return F.avg_pool2d(x, 2)
-        return _filter_down(x, _depthwise(self.kernel, x), 2, _down_pads(len(self.taps), 2))
+        return F.avg_pool2d(x, 2) if self.taps is None else self.filter(x)
 
 
 class UpsampleConv(_Resampler):
@@ -225,16 +260,20 @@ class UpsampleConv(_Resampler):
     Parameters `weight` (out, in, 3, 3) and `bias` (out,). (B, in, H, W) -> (B, out, 2H, 2W).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float] | None = None) -> None:
-        super().__init__(taps, gain=4.0, flip=True)
+    def __init__(
+        self, in_channels: int, out_channels: int, taps: Sequence[float] | None = None, *, size: int | None = None
+    ) -> None:
+        # what is filtered is the transposed convolution, 2 size + 1 wide
+        super().__init__(taps, None if size is None else 2 * size + 1, gain=4.0, flip=True)
         self.weight, self.bias = _conv_parameters(in_channels, out_channels)
 
+    def convolve(self, x: Tensor) -> Tensor:
+        return _filter_down(x, _depthwise(self.kernel, x), 1, _up_conv_pads(len(self.taps), 3, 2))
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel is None:
+        if self.taps is None:
             return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), self.weight, self.bias, padding=1)
-        y = _transposed(x, self.weight, 2)
-        pads = _up_conv_pads(len(self.taps), 3, 2)
-        return _filter_down(y, _depthwise(self.kernel, y), 1, pads) + self.bias[:, None, None]
+        return self.filter(_transposed(x, self.weight, 2)) + self.bias[:, None, None]
 
 
 class DownsampleConv(_Resampler):
@@ -244,15 +283,17 @@ class DownsampleConv(_Resampler):
     Parameters `weight` (out, in, 3, 3) and `bias` (out,). (B, in, H, W) -> (B, out, H/2, W/2).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float] | None = None) -> None:
-        super().__init__(taps, gain=1.0, flip=True)
+    def __init__(
+        self, in_channels: int, out_channels: int, taps: Sequence[float] | None = None, *, size: int | None = None
+    ) -> None:
+        super().__init__(taps, size, gain=1.0, flip=True)
         self.weight, self.bias = _conv_parameters(in_channels, out_channels)
 
+    def convolve(self, x: Tensor) -> Tensor:
+        return _filter_down(x, _depthwise(self.kernel, x), 1, _down_pads(len(self.taps) + 2, 2))
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel is None:
-            x = F.pad(x, (0, 1, 0, 1))
-        else:
-            x = _filter_down(x, _depthwise(self.kernel, x), 1, _down_pads(len(self.taps) + 2, 2))
+        x = F.pad(x, (0, 1, 0, 1)) if self.taps is None else self.filter(x)
         return F.conv2d(x, self.weight, self.bias, stride=2)
 
 
