@@ -38,6 +38,7 @@ class EMA:
         self.ramp = ramp
         self.num_updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._followed: _Followed | None = None
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -45,10 +46,14 @@ class EMA:
         self.num_updates += 1
         n = self.num_updates
         d_n = min(self.decay, (1 + n) / (10 + n)) if self.ramp else self.decay
-        averages, parameters = list(self.model.parameters()), list(model.parameters())
-        torch._foreach_lerp_(averages, parameters, 1.0 - d_n)  # one kernel for all tensors; exact when d_n = 0
-        for average, buffer in zip(self.model.buffers(), model.buffers()):
-            average.copy_(buffer)
+        if self._followed is None or self._followed.model is not model:
+            self._followed = _Followed(self.model, model)
+        followed = self._followed
+        torch._foreach_lerp_(followed.averages, followed.parameters, 1.0 - d_n)  # one kernel; exact when d_n = 0
+        for average, module in followed.with_buffers:
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    average._buffers[name].copy_(buffer)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -69,3 +74,15 @@ class EMA:
         weights: Mapping[str, Tensor] = state["model"]  # type: ignore[assignment]
         self.model.load_state_dict(weights)
         self.num_updates = int(state["num_updates"])  # type: ignore[call-overload]
+
+
+class _Followed:
+    """The parameters of a model and of its average, and the modules with buffers: a walk through both takes long.
+
+    As for an optimiser, parameters stay the same objects while training goes on; buffers may be replaced.
+    """
+
+    def __init__(self, average: nn.Module, model: nn.Module) -> None:
+        self.model = model
+        self.averages, self.parameters = list(average.parameters()), list(model.parameters())
+        self.with_buffers = [(a, m) for a, m in zip(average.modules(), model.modules()) if m._buffers]

@@ -74,7 +74,7 @@ DOPRI5 = Tableau(
 )
 
 
-def _combine(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
+def combine(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
     """Σ weight · stage, as a chain of scalar multiplications: the same bits for every batch size, unlike a matrix
     product."""
     total = None
@@ -84,38 +84,48 @@ def _combine(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _finite(x: Tensor) -> Tensor:
+def all_finite(x: Tensor) -> Tensor:
     """Which samples hold finite numbers only, `(B,)`."""
     return torch.isfinite(x.detach()).reshape(len(x), -1).all(1)
 
 
-def _time_dtype(device: torch.device) -> torch.dtype:
+def time_dtype(device: torch.device) -> torch.dtype:
     """Times are kept in float64 where the device has it; the function gets them in the precision of `x`."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 class FixedStep(Solver):
-    """`steps` equal steps of an explicit Runge-Kutta method. Not a single synchronisation with the device until the
-    end.
+    """`steps` steps of an explicit Runge-Kutta method. Not a single synchronisation with the device until the end.
 
     Args:
         steps: number of steps.
+        power: the steps are equal in u, where t = t_early + (t_late − t_early) u^power. 1: equal steps; above 1 many
+            of them lie near the earlier time, where the noise of diffusion processes changes fastest.
         on_failure: see `Solver`.
     """
 
     tableau: Tableau
     advice = "Try more steps, a larger t_min, or 'dopri5', and look whether the right-hand side is finite there."
 
-    def __init__(self, steps: int = 100, *, on_failure: str = "raise") -> None:
+    def __init__(self, steps: int = 100, *, power: float = 1.0, on_failure: str = "raise") -> None:
         super().__init__(on_failure=on_failure)
         if steps < 1:
             raise ValueError(f"{type(self).__name__}(steps=...) must be at least 1; got {steps}.")
-        self.steps = int(steps)
+        if not power >= 1:
+            raise ValueError(f"{type(self).__name__}(power=...) must be at least 1, for equal steps; got {power}.")
+        self.steps, self.power = int(steps), float(power)
+
+    def time(self, part: float, t0: float, t1: float) -> tuple[float, float]:
+        """The time t at the part s of the way in u, 0 to 1, and dt/ds."""
+        u = part if t0 < t1 else 1 - part
+        early, late = min(t0, t1), max(t0, t1)
+        t = {0.0: early, 1.0: late}.get(u, early + (late - early) * u**self.power)
+        return t, (t1 - t0) * self.power * u ** (self.power - 1)
 
     def integrate(self, func: CountedFunc, x: Tensor, t0: float, t1: float, callback: ODECallback | None) -> ODEResult:
         tableau, n = self.tableau, self.steps
-        grid = [t0 + (t1 - t0) * k / n for k in range(n)] + [t1]
-        full = dict(dtype=_time_dtype(x.device), device=x.device)
+        grid = [self.time(k / n, t0, t1)[0] for k in range(n + 1)]
+        full = dict(dtype=time_dtype(x.device), device=x.device)
         good = torch.ones(len(x), dtype=torch.bool, device=x.device)
         t = torch.full((len(x),), t0, **full)
         done = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -125,10 +135,10 @@ class FixedStep(Solver):
             stages: list[Tensor] = []
             for c, row in zip(tableau.c, ((), *tableau.a)):
                 time = torch.full((len(x),), end if c == 1 else start + c * h, **full)
-                stages.append(func(torch.add(x, _combine(row, stages), alpha=h) if row else x, time))
-            x_next = torch.add(x, _combine(tableau.b, stages), alpha=h)
+                stages.append(func(torch.add(x, combine(row, stages), alpha=h) if row else x, time))
+            x_next = torch.add(x, combine(tableau.b, stages), alpha=h)
             nfe = nfe + good * len(stages)
-            good = good & _finite(x_next)
+            good = good & all_finite(x_next)
             x = torch.where(expand_like(good, x), x_next, x)  # a sample with a NaN stays at its last good state
             t = torch.where(good, end, t)
             done = done + good
@@ -265,9 +275,9 @@ class AdaptiveStep(Solver):
         direction = 1.0 if t1 > t0 else -1.0
         smallest = eps * abs(t1 - t0)
 
-        t = torch.full((len(x),), t0, dtype=_time_dtype(x.device), device=x.device)
+        t = torch.full((len(x),), t0, dtype=time_dtype(x.device), device=x.device)
         f = func(x, t)
-        active = _finite(f)
+        active = all_finite(f)
         if self.control == "batch":
             active = active.all().expand(len(x))
         status = torch.where(active, int(Status.DONE), int(Status.NOT_FINITE))
@@ -285,20 +295,20 @@ class AdaptiveStep(Solver):
 
             calls, stages, x_next = func.calls, [f], x
             for c, row in zip(tableau.c[1:], tableau.a):
-                x_next = torch.addcmul(x, dt, _combine(row, stages))
+                x_next = torch.addcmul(x, dt, combine(row, stages))
                 stages.append(func(x_next, end if c == 1 else t + (direction * c) * h))
             if tableau.fsal:
                 f_next = stages[-1]
             else:
-                x_next = torch.addcmul(x, dt, _combine(tableau.b, stages))
+                x_next = torch.addcmul(x, dt, combine(tableau.b, stages))
                 f_next = func(x_next, end)
 
             with torch.no_grad():
                 scale = self.atol + self.rtol * torch.maximum(x.abs(), x_next.abs())
-                error = self._norm(dt * _combine(tableau.e, stages) / scale).to(t)
+                error = self._norm(dt * combine(tableau.e, stages) / scale).to(t)
                 known = torch.isfinite(error)
                 if not tableau.fsal:
-                    known = known & _finite(f_next)
+                    known = known & all_finite(f_next)
                 accept = active & known & (error <= 1)
                 error = torch.where(known, error.clamp(min=1e-10), torch.ones_like(error))
                 proportional = error**-alpha

@@ -74,7 +74,7 @@ def test_another_image_size_changes_names_only(recorded):
     large = load_edm(to_edm(network, image_size=32))
     assert large.image_size == 32
     x, label = torch.rand(1, 2, 8, 8), torch.tensor([0.7])
-    torch.testing.assert_close(network(x, label), large(x, label), rtol=0, atol=1e-5)  # small images: another filter form
+    torch.testing.assert_close(network(x, label), large(x, label), rtol=0, atol=1e-5)
 
 
 def test_classes(recorded):

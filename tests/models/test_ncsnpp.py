@@ -3,8 +3,8 @@
 import copy
 import gzip
 import itertools
-import math
 import json
+import math
 
 import numpy as np
 import pytest

@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from sde_score.sdes import SDES
-from sde_score.solvers import SOLVERS, Euler, Heun, Midpoint, ODEError, ODENotFinite, RungeKutta4, Status, solve_ode
+from sde_score.solvers import (
+    SOLVERS,
+    Adams,
+    Euler,
+    Heun,
+    Midpoint,
+    ODEError,
+    ODENotFinite,
+    RungeKutta4,
+    Status,
+    solve_ode,
+)
 from sde_score.solvers.runge_kutta import BOSH3, DOPRI5, EULER, HEUN, HEUN12, MIDPOINT, RK4
 from sde_score.testing import ODE_PROBLEMS, Gaussian, check_solver
 
@@ -15,7 +26,7 @@ ADAPTIVE = ["dopri5", "bosh3", "heun12"]
 X = torch.tensor([[0.3, 0.7], [0.9, 0.2], [0.5, 0.4]], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind, order", [(Euler, 1), (Midpoint, 2), (Heun, 2), (RungeKutta4, 4)])
+@pytest.mark.parametrize("kind, order", [(Euler, 1), (Midpoint, 2), (Heun, 2), (RungeKutta4, 4), (Adams, 4)])
 def test_fixed_step_conformance_and_order(kind, order):
     check_solver(kind, order=order)
 

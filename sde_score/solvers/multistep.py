@@ -1,0 +1,81 @@
+"""A linear multistep method: one evaluation a step, for right-hand sides that are networks.
+
+Source: Hairer, Nørsett & Wanner, "Solving ordinary differential equations I", III.1. Times are floats that all samples
+share, so nothing waits for the device until the end.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sde_score.solvers.base import SOLVERS, CountedFunc, ODECallback, ODEProgress, ODEResult, Status
+from sde_score.solvers.runge_kutta import RK4, FixedStep, all_finite, combine, time_dtype
+from sde_score.tensors import expand_like
+
+PREDICTOR = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
+"""Adams-Bashforth of order 4; weights of f_n, f_{n-1}, f_{n-2}, f_{n-3}."""
+CORRECTOR = (9 / 24, 19 / 24, -5 / 24, 1 / 24)
+"""Adams-Moulton of order 4; weights of f_{n+1}, f_n, f_{n-1}, f_{n-2}."""
+
+
+@SOLVERS.register("adams")
+class Adams(FixedStep):
+    """Adams-Bashforth-Moulton of order 4, once predicted and once corrected: `steps + 10` evaluations in all.
+
+        predict    x_p = x_n + h/24 (55 f_n − 59 f_{n−1} + 37 f_{n−2} − 9 f_{n−3})
+        evaluate   f_{n+1} = f(x_p, t_{n+1})
+        correct    x_{n+1} = x_n + h/24 (9 f_{n+1} + 19 f_n − 5 f_{n−1} + f_{n−2})
+
+    The first three steps are those of `rk4`. On probability flows of trained networks it needs a third to a quarter of
+    the evaluations of `dopri5` for the same error, which it does not control: compare two numbers of steps.
+
+    With `power` p the steps are equal in u, where t = t_early + (t_late − t_early) u^p: many of them lie near the
+    earlier time. There the noise of VP processes grows as √t, which is smooth in u for p = 2.
+
+    Args:
+        steps: number of steps, at least 4.
+        power: p ≥ 1.
+        on_failure: see `Solver`.
+    """
+
+    def __init__(self, steps: int = 150, *, power: float = 1.0, on_failure: str = "raise") -> None:
+        super().__init__(steps, power=power, on_failure=on_failure)
+        if self.steps < 4:
+            raise ValueError(f"adams(steps=...) must be at least 4, three of them to start; got {steps}.")
+
+    def integrate(self, func: CountedFunc, x: Tensor, t0: float, t1: float, callback: ODECallback | None) -> ODEResult:
+        n, h = self.steps, 1 / self.steps
+        good = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        t = torch.full((len(x),), t0, dtype=time_dtype(x.device), device=x.device)
+        done = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        nfe = torch.zeros_like(done)
+
+        def slope(x: Tensor, part: float) -> Tensor:
+            """dx/ds at the part s of the way, 0 to 1."""
+            time, rate = self.time(part, t0, t1)
+            return func(x, torch.full_like(t, time)) * rate
+
+        newest_first: list[Tensor] = []
+        for step in range(n):
+            calls = func.calls
+            if step <= 3:
+                newest_first.insert(0, slope(x, step / n))
+            if step < 3:
+                stages = newest_first[:1]
+                for c, row in zip(RK4.c[1:], RK4.a):
+                    stages.append(slope(torch.add(x, combine(row, stages), alpha=h), (step + c) / n))
+                x_next = torch.add(x, combine(RK4.b, stages), alpha=h)
+            else:
+                predicted = torch.add(x, combine(PREDICTOR, newest_first), alpha=h)
+                newest_first = [slope(predicted, (step + 1) / n), *newest_first[:3]]
+                x_next = torch.add(x, combine(CORRECTOR, newest_first), alpha=h)
+            nfe = nfe + good * (func.calls - calls)
+            good = good & all_finite(x_next)
+            x = torch.where(expand_like(good, x), x_next, x)  # a sample with a NaN stays at its last good state
+            t = torch.where(good, self.time((step + 1) / n, t0, t1)[0], t)
+            done = done + good
+            if callback is not None:
+                callback(ODEProgress(step + 1, t, x, func.calls))
+        status = torch.where(good, int(Status.DONE), int(Status.NOT_FINITE))
+        return ODEResult(x, t, status, nfe, done, torch.zeros_like(done), func.calls)
