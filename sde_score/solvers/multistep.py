@@ -27,15 +27,14 @@ class Adams(FixedStep):
         evaluate   f_{n+1} = f(x_p, t_{n+1})
         correct    x_{n+1} = x_n + h/24 (9 f_{n+1} + 19 f_n − 5 f_{n−1} + f_{n−2})
 
-    The first three steps are those of `rk4`. On probability flows of trained networks it needs a third to a quarter of
-    the evaluations of `dopri5` for the same error, which it does not control: compare two numbers of steps.
-
-    With `power` p the steps are equal in u, where t = t_early + (t_late − t_early) u^p: many of them lie near the
-    earlier time. There the noise of VP processes grows as √t, which is smooth in u for p = 2.
+    The first three steps are those of `rk4`. The error is not controlled: compare two numbers of steps. What rough
+    right-hand sides gain by one evaluation a step, and which `power` suits which process, is in docs/benchmark.md:
+    1 for `ve`, 2 for `vp`, `subvp` and `cosine`, 3 for `edm`.
 
     Args:
         steps: number of steps, at least 4.
-        power: p ≥ 1.
+        power: the steps are equal in u, where t = t_early + (t_late − t_early) u^power. The noise of VP processes grows
+            as √t, which is smooth in u for power=2.
         on_failure: see `Solver`.
     """
 

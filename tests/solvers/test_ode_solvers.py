@@ -31,6 +31,27 @@ def test_fixed_step_conformance_and_order(kind, order):
     check_solver(kind, order=order)
 
 
+@pytest.mark.parametrize("kind, order", [(Heun, 2), (RungeKutta4, 4), (Adams, 4)])
+def test_order_with_steps_of_growing_length(kind, order):
+    check_solver(lambda steps: kind(steps, power=2), order=order)
+
+
+def test_power_makes_square_roots_smooth():
+    """dx/dt = √t is the polynomial 2u² in u = √t, which order 4 integrates without error, in both directions."""
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    for t0, t1 in ((0.0, 1.0), (1.0, 0.0)):
+        equal, squared = (
+            solve_ode(lambda x, t: t[:, None].sqrt(), x, t0, t1, solver=Adams(8, power=power)).x for power in (1, 2)
+        )
+        exact = (t1 - t0) * 2 / 3
+        assert abs(equal - exact) > 1e-4 and abs(squared - exact) < 1e-14
+
+
+def test_adams_evaluates_once_a_step():
+    result = solve_ode(lambda x, t: -x, X, 0.0, 1.0, solver="adams(steps=40)")
+    assert result.calls == 40 + 10 and (result.nfe == 50).all() and (result.steps == 40).all()
+
+
 @pytest.mark.parametrize(
     "spec", [*ADAPTIVE, "dopri5(control='batch')", "scipy", "scipy(per_sample=False)", "scipy(method='DOP853')"]
 )
