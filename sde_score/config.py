@@ -63,6 +63,7 @@ def default_config() -> ConfigDict:
     training.max_seconds = placeholder(float)  # wall-clock cap, earlier parts of a resumed run included
     training.micro_batches = 1
     training.precision = "float32"  # or "bf16"
+    training.compile = False  # the network through torch.compile: the first step takes a minute or more
     training.max_skips = 20  # steps in a row whose loss or gradient is not finite
     training.log_freq = 100
     training.eval_freq = 5000
@@ -95,6 +96,7 @@ def default_config() -> ConfigDict:
     sampling.t_min = placeholder(float)
     sampling.denoise = placeholder(str)
     sampling.batch_size = 64
+    sampling.compile = False  # the network through torch.compile, for runs long enough to pay for it
 
     config.likelihood = likelihood = ConfigDict()
     likelihood.solver = "dopri5(rtol=1e-4, atol=1e-4)"

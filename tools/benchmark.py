@@ -34,7 +34,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ from sde_score.sampling import PCSampler  # noqa: E402
 from sde_score.sdes import SDES  # noqa: E402
 from sde_score.tensors import SampleNoise  # noqa: E402
 from sde_score.training import Trainer, make_optimizer  # noqa: E402
-from sde_score.training.trainer import autocast_network  # noqa: E402
+from sde_score.training.trainer import LossModule, autocast_network  # noqa: E402
 
 MEASURES = ("forward", "train", "sample", "overhead", "likelihood")
 STEPS = 4  # sampling steps in one timed call
@@ -119,9 +119,8 @@ class Pair:
         sde = SDES.build(setup.process)
         kind = "score(label='sigma')" if setup.process == "ve" else "eps(label='999t', scale_input=False)"
         self.model = ScoreModel(network, sde, kind)
-        self.ema = EMA(self.model, DECAY)  # a copy of the network as it is before compilation
-        if args.compile:
-            self.model.network = torch.compile(network)
+        self.ema = EMA(self.model, DECAY)
+        self.fast = self.model.compiled() if args.compile else self.model
 
     def images(self) -> Tensor:
         return torch.rand(self.shape, generator=torch.Generator().manual_seed(1)).to(self.device)
@@ -146,6 +145,7 @@ class OurTraining:
             grad_clip=CLIP,
             progress=False,
         )
+        self.trainer.losses = LossModule(pair.fast, self.trainer.losses.objective)
         pair.model.train()
 
     def step(self) -> float:
@@ -166,7 +166,7 @@ class NullNetwork(nn.Module):
 def forward_calls(pair: Pair) -> dict[str, Callable[[], Any]]:
     x, t = pair.images(), pair.times()
     pair.model.eval()
-    score = pair.model.score_fn()
+    score = pair.fast.score_fn()
 
     def plain() -> None:
         pair.plain.eval()  # as published: at every call
@@ -203,11 +203,11 @@ def sample_calls(pair: Pair) -> dict[str, Callable[[], Any]]:
 
     calls = {
         "plain": lambda: baseline.reverse_diffusion(pair.plain, pair.process, x_T, times),
-        "ours": lambda: ours(pair.model),
+        "ours": lambda: ours(pair.fast),
         "plain_null": lambda: baseline.reverse_diffusion(null, pair.process, x_T, times),
         "ours_null": lambda: ours(null_model),
         "plain_net": lambda: network(pair.plain),
-        "ours_net": lambda: network(pair.model.network),
+        "ours_net": lambda: network(pair.fast.network),
     }
     return {name: torch.no_grad()(call) for name, call in calls.items()}
 
@@ -348,7 +348,7 @@ def run_measure(name: str, measure: str, args: argparse.Namespace, peak_flops: f
     """The rows of one measure of one network."""
     pair = Pair(name, args)
     with ExitStack() as stack:
-        stack.enter_context(_precision(pair.model, args.precision))
+        stack.enter_context(autocast_network(pair.fast, args.precision))
         if measure in ("sample", "overhead"):
             return [_sampling_row(pair, measure, args)]
         calls = {"forward": forward_calls, "train": train_calls}[measure](pair)
@@ -387,10 +387,6 @@ def _sampling_row(pair: Pair, measure: str, args: argparse.Namespace) -> Row:
         for side, who in (("plain", "baseline"), ("ours", "ours"))
     )
     return row
-
-
-def _precision(model: nn.Module, precision: str) -> AbstractContextManager[None]:
-    return autocast_network(model, precision)
 
 
 # --- likelihood -------------------------------------------------------------------------------------------------------

@@ -85,4 +85,6 @@ class _Followed:
     def __init__(self, average: nn.Module, model: nn.Module) -> None:
         self.model = model
         self.averages, self.parameters = list(average.parameters()), list(model.parameters())
-        self.with_buffers = [(a, m) for a, m in zip(average.modules(), model.modules()) if m._buffers]
+        # a wrapper around a module, such as a compiled one, has no buffers of its own
+        holders = ([m for m in module.modules() if m._buffers] for module in (average, model))
+        self.with_buffers = list(zip(*holders, strict=True))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sde_score.models.conditioning import Conditioning
-from sde_score.models.layers import attention, needs_plain_attention
+from sde_score.models.layers import add_pointwise, attention, needs_plain_attention
 from sde_score.models.registry import MODELS
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -45,7 +45,8 @@ class ResBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         a, b = self.film(cond).reshape(len(h), -1, *(1,) * (h.ndim - 2)).chunk(2, 1)
         h = self.dropout(F.silu(torch.addcmul(b, self.norm2(h), 1 + a)))
-        return self.skip(x) + self.conv2(h)
+        h = self.conv2(h)
+        return x + h if isinstance(self.skip, nn.Identity) else add_pointwise(h, self.skip, x)
 
 
 class Attention(nn.Module):

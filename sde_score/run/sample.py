@@ -154,8 +154,10 @@ def sample(
             "This model is not class-conditional: it was trained with config.model.class_conditional=False."
         )
 
+    model = run.model.compiled() if section.compile else run.model
+
     def score_for(indices: range):
-        return run.score_fn() if y is None else run.score_fn(y=y[indices.start : indices.stop].to(run.device))
+        return model.score_fn() if y is None else model.score_fn(y=y[indices.start : indices.stop].to(run.device))
 
     kept = Trajectory(frames=12) if trajectory else None
     began = time.monotonic()

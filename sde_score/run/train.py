@@ -162,6 +162,8 @@ def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult
         if section.tensorboard:
             writers.append(TensorBoardWriter(workdir / "tensorboard", say=say))
         count = sum(p.numel() for p in model.parameters())
+        if section.compile:
+            say("The network will be compiled in the first step (config.training.compile).")
         say(
             f"{data.info.name}: {len(data.train)} training and {len(data.test)} test samples of shape "
             f"{data.info.shape}; {count:,} parameters on {device}."
@@ -185,6 +187,7 @@ def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult
         grad_clip=optim.grad_clip,
         micro_batches=section.micro_batches,
         precision=section.precision,
+        compile=section.compile,
         max_seconds=section.max_seconds,
         max_skips=section.max_skips,
         log_every=section.log_freq,

@@ -98,6 +98,7 @@ class Trainer:
         micro_batches: a batch is worked off in so many parts, to need less memory.
         precision: "float32", or "bf16" for the inside of the network (`model.network` where there is one); loss and
             times stay float32.
+        compile: train through `model.compiled()`, the network under `torch.compile`.
         max_seconds: a cap on the time the run may take, earlier parts of a resumed run included.
         max_skips: so many steps in a row whose loss or gradient is not finite stop the run.
         log_every, checkpoint_every: in steps.
@@ -130,6 +131,7 @@ class Trainer:
         grad_clip: float = 1.0,
         micro_batches: int = 1,
         precision: str = "float32",
+        compile: bool = False,
         max_seconds: float | None = None,
         max_skips: int = 20,
         log_every: int = 100,
@@ -149,6 +151,8 @@ class Trainer:
             raise ValueError(f"`Trainer(schedule=...)` is 'constant' or 'cosine', not {schedule!r}.")
         if precision not in ("float32", "bf16"):
             raise ValueError(f"`Trainer(precision=...)` is 'float32' or 'bf16', not {precision!r}.")
+        if compile and not hasattr(model, "compiled"):
+            raise ValueError(f"`Trainer(compile=True)` needs `model.compiled()`; {type(model).__name__} has none.")
         self.model, self.ema, self.optimizer = model, ema, optimizer
         self.batch = getattr(batch, "batch", batch)
         self.prepare = prepare if prepare is not None else lambda x, noise: x
@@ -165,7 +169,7 @@ class Trainer:
         self.progress = progress and main
         self.device = next(model.parameters()).device
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
-        self.losses = LossModule(model, objective)
+        self.losses = LossModule(model.compiled() if compile else model, objective)
         self.state = TrainState(model, ema, optimizer)
 
     def run(self) -> TrainResult:
@@ -176,7 +180,7 @@ class Trainer:
             CheckpointError: when a checkpoint cannot be written, or does not fit this model.
         """
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _Stop() as stop, autocast_network(self.model, self.precision):
+        with torch.random.fork_rng(devices), _Stop() as stop, autocast_network(self.losses.model, self.precision):
             self.resume()
             parallel = distributed.wrap(self.losses, self.device)  # copies the main process's weights to the others
             if self.ema is not None:
