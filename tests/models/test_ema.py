@@ -59,6 +59,19 @@ def test_against_the_weighted_sum_written_out():
     torch.testing.assert_close(ema.model[0].weight.data, expected)  # float64: rounding only
 
 
+def test_a_wrapped_layer_and_replaced_buffers_are_followed():
+    """As with a compiled network (a wrapper without buffers), and after a move that makes new buffers."""
+    model = make_net()
+    ema = EMA(model, 0.5)
+    model[1] = nn.Sequential(model[1])
+    for _ in range(2):
+        shake(model)
+        model(torch.randn(8, 3))
+        ema.update(model)
+        assert torch.equal(ema.model[1].running_mean, model[1][0].running_mean)
+        model[1][0].running_mean = model[1][0].running_mean.clone()
+
+
 def test_buffers_are_copied_and_the_copy_is_frozen():
     model = make_net()
     ema = EMA(model, 0.999)

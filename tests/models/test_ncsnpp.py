@@ -17,6 +17,7 @@ from sde_score.models.layers import (
     ResidualBlock,
     SigmaTable,
     activation,
+    add_pointwise,
     attention,
     variance_scaling_,
 )
@@ -167,6 +168,29 @@ def test_recorded_embeddings(golden_dir):
         angle = 2 * math.pi * log_sigma[:, None] * z[f"four{i}_W"].double()
         rounding = 2.0**-22 * torch.cat([angle, angle], dim=-1).abs() + 1e-6
         assert ((embedding(z[f"four{i}_sigma"]) - z[f"four{i}_out"]).abs() <= rounding).all()
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_add_pointwise_is_convolution_sum_and_factor(axes):
+    """On the CPU one matrix product: values, second derivatives, forward mode, bfloat16, other memory formats."""
+    layer = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[axes](3, 5, 1).double()
+    shape = (2, 3, 2)[:axes]
+    x = torch.randn(2, 3, *shape, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(2, 5, *shape, dtype=torch.float64)
+
+    def both(x):
+        return add_pointwise(h.clone(), layer, x, factor=0.3), 0.3 * (h + layer(x))
+
+    torch.testing.assert_close(*both(x))
+    torch.testing.assert_close(*both(x[:, :, :1].expand_as(x)))  # not contiguous
+    assert torch.autograd.gradgradcheck(lambda x: both(x)[0].square(), x)
+    for pair in (torch.func.jvp(both, (x.detach(),), (torch.ones_like(x),))[1], torch.vmap(both)(x.detach()[None])):
+        torch.testing.assert_close(*pair)
+    expected = both(x)[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = add_pointwise(h.bfloat16(), layer.float(), x.float(), factor=0.3)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), expected.double(), atol=5e-2, rtol=5e-2)  # bfloat16 has 8 bits
 
 
 def layouts(golden_dir):

@@ -148,6 +148,32 @@ def test_types_formats_and_devices(make, taps):
     assert "kernel" not in layer.state_dict()
 
 
+@pytest.mark.parametrize("taps", [(1, 3, 3, 1), (1, 2, 3, 4), (1, 2, 1)])
+@pytest.mark.parametrize("make", [Upsample, Downsample, UpsampleConv, DownsampleConv])
+def test_small_images_by_matrix(make, taps):
+    """A module told the size answers as one that was not told, for that size and for others; so do its derivatives."""
+    torch.manual_seed(0)
+    arguments = (3, 2, taps) if "Conv" in make.__name__ else (taps,)
+    plain, told = make(*arguments), make(*arguments, size=4)
+    told.load_state_dict(plain.state_dict())  # the matrix is not saved
+    assert plain.matrix is None and told.matrix.numel() <= 2**14
+    for size in ((4, 4), (8, 8), (4, 6), (2, 8)):
+        close(told(torch.ones(2, 3, *size)), plain(torch.ones(2, 3, *size)))
+        close(told(x := torch.randn(2, 3, *size)), plain(x))
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert told.double().matrix.dtype == torch.float64
+    assert torch.autograd.gradgradcheck(lambda x: told(x).square(), x)
+    y = torch.randn(1, 1, told.size, told.size, dtype=torch.float64)
+    told.to_empty(device="cpu")
+    close(told.filter(y), plain.double().convolve(y))
+
+
+def test_large_images_have_no_matrix():
+    assert Downsample((1, 3, 3, 1), size=16).matrix.shape == (256, 64)
+    assert Upsample((1, 3, 3, 1), size=16).matrix is None and Downsample((1, 3, 3, 1), size=1024).matrix is None
+    assert Downsample(size=8).matrix is None
+
+
 def test_compiles_in_one_graph():
     layer = torch.nn.Sequential(
         DownsampleConv(3, 4, (1, 3, 3, 1)), Upsample((1, 3, 3, 1)), UpsampleConv(4, 3), Downsample()
