@@ -6,12 +6,13 @@ share, so nothing waits for the device until the end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from sde_score.solvers.base import SOLVERS, CountedFunc, ODECallback, ODEProgress, ODEResult, Status
-from sde_score.solvers.runge_kutta import RK4, FixedStep, all_finite, combine, time_dtype
-from sde_score.tensors import expand_like
+from sde_score.solvers.base import SOLVERS, CountedFunc
+from sde_score.solvers.runge_kutta import RK4, FixedStep, combine, same_time
 
 PREDICTOR = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
 """Adams-Bashforth of order 4; weights of f_n, f_{n-1}, f_{n-2}, f_{n-3}."""
@@ -43,38 +44,25 @@ class Adams(FixedStep):
         if self.steps < 4:
             raise ValueError(f"adams(steps=...) must be at least 4, three of them to start; got {steps}.")
 
-    def integrate(self, func: CountedFunc, x: Tensor, t0: float, t1: float, callback: ODECallback | None) -> ODEResult:
+    def stepper(self, func: CountedFunc, t0: float, t1: float) -> Callable[[Tensor, int], Tensor]:
         n, h = self.steps, 1 / self.steps
-        good = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        t = torch.full((len(x),), t0, dtype=time_dtype(x.device), device=x.device)
-        done = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        nfe = torch.zeros_like(done)
+        newest_first: list[Tensor] = []  # f_n, f_{n−1}, f_{n−2}, f_{n−3}
 
         def slope(x: Tensor, part: float) -> Tensor:
             """dx/ds at the part s of the way, 0 to 1."""
             time, rate = self.time(part, t0, t1)
-            return func(x, torch.full_like(t, time)) * rate
+            return func(x, same_time(x, time)) * rate
 
-        newest_first: list[Tensor] = []
-        for step in range(n):
-            calls = func.calls
-            if step <= 3:
-                newest_first.insert(0, slope(x, step / n))
-            if step < 3:
+        def advance(x: Tensor, k: int) -> Tensor:
+            if k <= 3:
+                newest_first.insert(0, slope(x, k / n))
+            if k < 3:
                 stages = newest_first[:1]
                 for c, row in zip(RK4.c[1:], RK4.a):
-                    stages.append(slope(torch.add(x, combine(row, stages), alpha=h), (step + c) / n))
-                x_next = torch.add(x, combine(RK4.b, stages), alpha=h)
-            else:
-                predicted = torch.add(x, combine(PREDICTOR, newest_first), alpha=h)
-                newest_first = [slope(predicted, (step + 1) / n), *newest_first[:3]]
-                x_next = torch.add(x, combine(CORRECTOR, newest_first), alpha=h)
-            nfe = nfe + good * (func.calls - calls)
-            good = good & all_finite(x_next)
-            x = torch.where(expand_like(good, x), x_next, x)  # a sample with a NaN stays at its last good state
-            t = torch.where(good, self.time((step + 1) / n, t0, t1)[0], t)
-            done = done + good
-            if callback is not None:
-                callback(ODEProgress(step + 1, t, x, func.calls))
-        status = torch.where(good, int(Status.DONE), int(Status.NOT_FINITE))
-        return ODEResult(x, t, status, nfe, done, torch.zeros_like(done), func.calls)
+                    stages.append(slope(torch.add(x, combine(row, stages), alpha=h), (k + c) / n))
+                return torch.add(x, combine(RK4.b, stages), alpha=h)
+            predicted = torch.add(x, combine(PREDICTOR, newest_first), alpha=h)
+            newest_first[:] = [slope(predicted, (k + 1) / n), *newest_first[:3]]
+            return torch.add(x, combine(CORRECTOR, newest_first), alpha=h)
+
+        return advance

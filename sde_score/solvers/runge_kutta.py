@@ -7,7 +7,7 @@ on the company in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,14 +84,17 @@ def combine(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def all_finite(x: Tensor) -> Tensor:
+def _finite(x: Tensor) -> Tensor:
     """Which samples hold finite numbers only, `(B,)`."""
     return torch.isfinite(x.detach()).reshape(len(x), -1).all(1)
 
 
-def time_dtype(device: torch.device) -> torch.dtype:
-    """Times are kept in float64 where the device has it; the function gets them in the precision of `x`."""
-    return torch.float32 if device.type == "mps" else torch.float64
+def same_time(x: Tensor, t: float) -> Tensor:
+    """One time for every sample, `(B,)`: in float64 where the device has it, as times are kept; the function gets them
+    in the precision of `x`.
+    """
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    return torch.full((len(x),), t, dtype=dtype, device=x.device)
 
 
 class FixedStep(Solver):
@@ -112,7 +115,7 @@ class FixedStep(Solver):
         if steps < 1:
             raise ValueError(f"{type(self).__name__}(steps=...) must be at least 1; got {steps}.")
         if not power >= 1:
-            raise ValueError(f"{type(self).__name__}(power=...) must be at least 1, for equal steps; got {power}.")
+            raise ValueError(f"{type(self).__name__}(power=...) must be at least 1 (equal steps); got {power}.")
         self.steps, self.power = int(steps), float(power)
 
     def time(self, part: float, t0: float, t1: float) -> tuple[float, float]:
@@ -122,28 +125,38 @@ class FixedStep(Solver):
         t = {0.0: early, 1.0: late}.get(u, early + (late - early) * u**self.power)
         return t, (t1 - t0) * self.power * u ** (self.power - 1)
 
-    def integrate(self, func: CountedFunc, x: Tensor, t0: float, t1: float, callback: ODECallback | None) -> ODEResult:
-        tableau, n = self.tableau, self.steps
-        grid = [self.time(k / n, t0, t1)[0] for k in range(n + 1)]
-        full = dict(dtype=time_dtype(x.device), device=x.device)
-        good = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        t = torch.full((len(x),), t0, **full)
-        done = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        nfe = torch.zeros_like(done)
-        for step, (start, end) in enumerate(zip(grid, grid[1:]), 1):
+    def stepper(self, func: CountedFunc, t0: float, t1: float) -> Callable[[Tensor, int], Tensor]:
+        """A function `(x, k) -> x` that takes step k, from `time(k / steps)` to `time((k + 1) / steps)`."""
+        tableau = self.tableau
+        grid = [self.time(k / self.steps, t0, t1)[0] for k in range(self.steps + 1)]
+
+        def advance(x: Tensor, k: int) -> Tensor:
+            start, end = grid[k : k + 2]
             h = end - start
             stages: list[Tensor] = []
             for c, row in zip(tableau.c, ((), *tableau.a)):
-                time = torch.full((len(x),), end if c == 1 else start + c * h, **full)
-                stages.append(func(torch.add(x, combine(row, stages), alpha=h) if row else x, time))
-            x_next = torch.add(x, combine(tableau.b, stages), alpha=h)
-            nfe = nfe + good * len(stages)
-            good = good & all_finite(x_next)
+                y = torch.add(x, combine(row, stages), alpha=h) if row else x
+                stages.append(func(y, same_time(x, end if c == 1 else start + c * h)))
+            return torch.add(x, combine(tableau.b, stages), alpha=h)
+
+        return advance
+
+    def integrate(self, func: CountedFunc, x: Tensor, t0: float, t1: float, callback: ODECallback | None) -> ODEResult:
+        advance = self.stepper(func, t0, t1)
+        t = same_time(x, t0)
+        good = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        done = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        nfe = torch.zeros_like(done)
+        for k in range(self.steps):
+            calls = func.calls
+            x_next = advance(x, k)
+            nfe = nfe + good * (func.calls - calls)
+            good = good & _finite(x_next)
             x = torch.where(expand_like(good, x), x_next, x)  # a sample with a NaN stays at its last good state
-            t = torch.where(good, end, t)
+            t = torch.where(good, self.time((k + 1) / self.steps, t0, t1)[0], t)
             done = done + good
             if callback is not None:
-                callback(ODEProgress(step, t, x, func.calls))
+                callback(ODEProgress(k + 1, t, x, func.calls))
         status = torch.where(good, int(Status.DONE), int(Status.NOT_FINITE))
         return ODEResult(x, t, status, nfe, done, torch.zeros_like(done), func.calls)
 
@@ -275,9 +288,9 @@ class AdaptiveStep(Solver):
         direction = 1.0 if t1 > t0 else -1.0
         smallest = eps * abs(t1 - t0)
 
-        t = torch.full((len(x),), t0, dtype=time_dtype(x.device), device=x.device)
+        t = same_time(x, t0)
         f = func(x, t)
-        active = all_finite(f)
+        active = _finite(f)
         if self.control == "batch":
             active = active.all().expand(len(x))
         status = torch.where(active, int(Status.DONE), int(Status.NOT_FINITE))
@@ -308,7 +321,7 @@ class AdaptiveStep(Solver):
                 error = self._norm(dt * combine(tableau.e, stages) / scale).to(t)
                 known = torch.isfinite(error)
                 if not tableau.fsal:
-                    known = known & all_finite(f_next)
+                    known = known & _finite(f_next)
                 accept = active & known & (error <= 1)
                 error = torch.where(known, error.clamp(min=1e-10), torch.ones_like(error))
                 proportional = error**-alpha

@@ -250,7 +250,7 @@ def test_callback_sees_every_step():
         (lambda: solve_ode(lambda x, t: x, X, 0.0, 1.0, solver="dopri5(rtoll=1)"), "rtol"),
         (lambda: solve_ode(lambda x, t: x, X.float(), 0.0, 1.0, solver="dopri5(rtol=1e-9, atol=1e-9)"), "float64"),
         (lambda: SOLVERS.build("euler(steps=0)"), "at least 1"),
-        (lambda: SOLVERS.build("heun(power=0.5)"), "at least 1, for equal steps"),
+        (lambda: SOLVERS.build("heun(power=0.5)"), r"at least 1 \(equal steps\)"),
         (lambda: SOLVERS.build("adams(steps=3)"), "at least 4"),
         (lambda: SOLVERS.build("scipy(method='RK46')"), "RK45"),
         (lambda: SOLVERS.build("dopri5(control='each')"), "'sample' or 'batch'"),
