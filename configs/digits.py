@@ -2,7 +2,7 @@
 
     sde-score train --config=digits:vp --workdir=runs/digits
 
-Cost: 1300 steps of a 1.0 M-parameter U-Net, about two and a half minutes on two CPU cores. Reached, on the 297 test
+Cost: 1300 steps of a 1.0 M-parameter U-Net, about three minutes on one CPU core. Reached, on the 297 test
 images (uniform dequantisation of 17 levels, one Hutchinson probe, one seed each; settings chosen among six runs by this
 very number, so it flatters a little):
 

@@ -56,7 +56,8 @@ from sde_score.sampling import PCSampler  # noqa: E402
 from sde_score.sdes import SDES  # noqa: E402
 from sde_score.tensors import SampleNoise  # noqa: E402
 from sde_score.training import Trainer, make_optimizer  # noqa: E402
-from sde_score.training.trainer import LossModule, autocast_network  # noqa: E402
+from sde_score.training.precision import autocast_network  # noqa: E402
+from sde_score.training.trainer import LossModule  # noqa: E402
 
 MEASURES = ("forward", "train", "sample", "overhead", "likelihood")
 TURN = 0.2  # seconds for which a short call is repeated in a turn

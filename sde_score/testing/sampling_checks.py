@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sde_score.sdes.linear import LinearSDE
-from sde_score.testing.checks import SIGMAS, CheckResult, _diagonal_shape, _name, _Noise, _require, _run, _shapes
+from sde_score.testing.checks import SIGMAS, CheckResult, _name, _require, _run
 from sde_score.testing.problems import Gaussian
+from sde_score.testing.sde_checks import _diagonal_shape, _Noise, _shapes
 
 
 def _law_of(sde: LinearSDE) -> Gaussian:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +17,10 @@ from sde_score.tensors import SampleNoise, mix_seed
 from sde_score.training import distributed
 from sde_score.training.checkpoint import CheckpointStore, read_checkpoint
 from sde_score.training.optim import learning_rate_factor
+from sde_score.training.precision import autocast_network
+from sde_score.training.progress import TrainingProgress
 from sde_score.training.sentinel import TrainingDiverged, diagnose_gradients, diagnose_losses
+from sde_score.training.signals import StopSignal
 from sde_score.training.state import TrainState
 from sde_score.training.writers import MetricsWriter, TextLog
 
@@ -180,16 +181,16 @@ class Trainer:
             CheckpointError: when a checkpoint cannot be written, or does not fit this model.
         """
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _Stop() as stop, autocast_network(self.losses.model, self.precision):
+        with torch.random.fork_rng(devices), StopSignal() as stop, autocast_network(self.losses.model, self.precision):
             self.resume()
             parallel = distributed.wrap(self.losses, self.device)  # copies the main process's weights to the others
             if self.ema is not None:
                 distributed.copy_from_main(self.ema.model)
-            with _Progress(self) as progress:
+            with TrainingProgress(self) as progress:
                 status = self._loop(parallel, stop, progress)
         return TrainResult(status, self.state.step, self.state.skipped, self.state.seconds)
 
-    def _loop(self, parallel: nn.Module, stop: _Stop, progress: _Progress) -> str:
+    def _loop(self, parallel: nn.Module, stop: StopSignal, progress: TrainingProgress) -> str:
         state = self.state
         started = time.monotonic() - state.seconds
         cap = math.inf if self.max_seconds is None else self.max_seconds
@@ -455,103 +456,3 @@ class Trainer:
 def _due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps happens now; 0: never."""
     return every > 0 and step % every == 0
-
-
-class _Stop:
-    """Turns the first Ctrl-C or SIGTERM into a wish (`asked`), granted after the step; the second acts at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()
-
-
-class _Progress:
-    """A bar on a terminal, elsewhere a line every 10 seconds; and the speed since the last line of the metrics."""
-
-    def __init__(self, trainer: Trainer, interval: float = 10.0) -> None:
-        self.trainer, self.interval = trainer, interval
-        self.bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        from tqdm import tqdm
-
-        off = None if self.trainer.progress else True  # None: on a terminal only
-        self.bar = tqdm(
-            total=self.trainer.steps, initial=self.trainer.state.step, disable=off, unit="step", dynamic_ncols=True
-        )
-        self.since, self.samples = time.monotonic(), 0
-        self.told, self.told_samples = self.since, 0
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def advance(self, loss: float, samples: int) -> None:
-        self.samples += samples
-        self.told_samples += samples
-        if not self.bar.disable:
-            self.bar.set_postfix_str(
-                f"loss {loss:.4g}, {self.samples / max(time.monotonic() - self.since, 1e-9):.0f} images/s",
-                refresh=False,
-            )
-            self.bar.update()
-        elif self.trainer.progress and (now := time.monotonic()) - self.told >= self.interval:
-            speed = self.told_samples / (now - self.told)
-            self.trainer.say(
-                f"step {self.trainer.state.step} of {self.trainer.steps}: loss {loss:.4g}, {speed:.0f} images/s"
-            )
-            self.told, self.told_samples = now, 0
-
-    def take_rate(self) -> float:
-        """Samples per second since the last call."""
-        now = time.monotonic()
-        rate = self.samples / max(now - self.since, 1e-9)
-        self.since, self.samples = now, 0
-        return rate
-
-
-@contextmanager
-def autocast_network(model: nn.Module, precision: str) -> Iterator[None]:
-    """Run the inside of the network in bfloat16 and hand its output out in float32.
-
-    Only the network: what score model and objective compute from times, noise levels and losses stays float32.
-    """
-    if precision == "float32":
-        yield
-        return
-    network = getattr(model, "network", model)
-    device = next(model.parameters()).device.type
-    open_contexts: list[Any] = []
-
-    def enter(module: nn.Module, args: Any) -> None:
-        context = torch.autocast(device, dtype=torch.bfloat16)
-        context.__enter__()
-        open_contexts.append(context)
-
-    def leave(module: nn.Module, args: Any, output: Any) -> Any:
-        open_contexts.pop().__exit__(None, None, None)
-        return output.float() if isinstance(output, Tensor) else output
-
-    handles = [network.register_forward_pre_hook(enter), network.register_forward_hook(leave, always_call=True)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

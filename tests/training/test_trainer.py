@@ -472,9 +472,9 @@ def test_errors_name_what_to_write():
 
 
 def test_progress_line_off_a_terminal(monkeypatch):
-    from sde_score.training import trainer as module
+    from sde_score.training.progress import TrainingProgress
 
-    monkeypatch.setattr(module._Progress.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(TrainingProgress.__init__, "__defaults__", (0.0,))
     trainer = make(steps=3, progress=True)
     trainer.run()
     assert trainer.said[0].startswith("step 1 of 3: loss ") and trainer.said[0].endswith("images/s")
