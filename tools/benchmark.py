@@ -122,6 +122,7 @@ class Pair:
         kind = "score(label='sigma')" if setup.process == "ve" else "eps(label='999t', scale_input=False)"
         self.model = ScoreModel(network, sde, kind)
         self.ema = EMA(self.model, DECAY)
+        torch.compiler.reset()  # after another network's shapes torch would compile for shapes that vary
         self.fast = self.model.compiled() if args.compile else self.model
 
     def images(self) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_score.models.layers import AttentionBlock, NoiseConditioning, ResidualBlock
+from sde_score.models.layers import AttentionBlock, Dropout, GroupNorm, ImageConv, NoiseConditioning, ResidualBlock
 from sde_score.models.resample import Downsample, DownsampleConv, Upsample, UpsampleConv
 
 # --- resampling -------------------------------------------------------------------------------------------------------
@@ -163,6 +163,9 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     AttentionBlock: PlainAttention,
     NoiseConditioning: PlainConditioning,
     ResidualBlock: PlainResidualBlock,
+    Dropout: nn.Dropout,
+    GroupNorm: nn.GroupNorm,
+    ImageConv: nn.Conv2d,
 }
 """For each module of ours one that has the same parameters and computes the published way."""
 

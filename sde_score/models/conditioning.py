@@ -55,9 +55,7 @@ class Conditioning(nn.Module):
         Raises `ValueError` for wrong shapes, and for a class that is missing, unexpected or unknown.
         """
         if label.shape != x.shape[:1]:
-            raise ValueError(
-                f"The label must hold one number per sample, shape ({len(x)},); got {tuple(label.shape)}."
-            )
+            raise ValueError(f"The label must hold one number per sample, shape ({len(x)},); got {tuple(label.shape)}.")
         self._check_class(label, y)
         wide = torch.promote_types(label.dtype, torch.float32)  # 999 t has no room in bfloat16
         angle = label.to(wide)[:, None] * self.frequencies

@@ -24,6 +24,7 @@ from sde_score.models.layers import (
     check_unet_sizes,
     conv,
     group_norm,
+    image_conv,
     needs_plain_attention,
 )
 from sde_score.models.ncsnpp import DownLevel, Middle, UpLevel
@@ -131,7 +132,7 @@ class DDPM(nn.Module):
             self.up.append(stage)
 
         self.norm_out = group_norm(width)
-        self.conv_out = conv(width, channels, scale=0.0)
+        self.conv_out = image_conv(width, channels, scale=0.0)
 
     def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
         check_unet_inputs("DDPM", x, label, y, channels=self.channels, halvings=len(self.down) - 1,

@@ -59,6 +59,33 @@ def conv(in_channels: int, out_channels: int, width: int = 3, *, scale: float = 
     return layer
 
 
+class ImageConv(nn.Conv2d):
+    """A 3 x 3 convolution to the few channels of an image: (B, C, H, W) -> (B, out, H, W).
+
+    On the CPU, what every pixel gives to its nine neighbours comes from one matrix product and is then summed: a
+    quarter to two thirds of a convolution's time, derivatives included.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if h.device.type != "cpu" or not h.is_contiguous() or self.out_channels > 4:
+            return super().forward(h)
+        # entry (dy, dx) of the kernel looks from a pixel at its neighbour; seen from that one it is (-dy, -dx)
+        taps = self.weight.flip(2, 3).permute(0, 2, 3, 1).reshape(1, -1, self.in_channels)
+        parts = torch.bmm(taps.expand(len(h), -1, -1), h.flatten(2))
+        return F.fold(parts, h.shape[2:], 3, padding=1) + self.bias[:, None, None]
+
+
+def image_conv(in_channels: int, out_channels: int, *, scale: float = 1.0) -> ImageConv:
+    """An `ImageConv` with variance-scaling weights and zero bias."""
+    layer = ImageConv(in_channels, out_channels)
+    variance_scaling_(layer.weight, scale)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def linear(in_features: int, out_features: int, *, scale: float = 1.0) -> nn.Linear:
     """A linear layer with variance-scaling weights and zero bias."""
     layer = nn.Linear(in_features, out_features)
@@ -67,10 +94,17 @@ def linear(in_features: int, out_features: int, *, scale: float = 1.0) -> nn.Lin
     return layer
 
 
-def group_norm(channels: int, max_groups: int = 32) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` without its look at the input's shape, which at 8 x 8 pixels takes a sixth of its time."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.group_norm(h, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def group_norm(channels: int, max_groups: int = 32) -> GroupNorm:
     """Group norm (eps 1e-6) with the largest number of groups up to `max_groups` that divides the channels."""
     groups = next(g for g in range(max(1, min(max_groups, channels)), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
 # --- the noise level --------------------------------------------------------------------------------------------------
@@ -278,6 +312,22 @@ def check_unet_inputs(
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
+class Dropout(nn.Dropout):
+    """Zeroes entries with probability p in training and divides the others by 1 - p: E[out] = x.
+
+    Torch draws Bernoulli numbers on the CPU at twice the cost of uniform ones u; here an entry stays where u > p.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        if x.device.type != "cpu" or not 0 < self.p < 1:
+            return super().forward(x)
+        # float32, as bfloat16 has few numbers in [0, 1); ceil, as compiled code is slow to store what `>` gives
+        kept = torch.rand(x.shape, dtype=torch.float32).sub_(self.p).ceil_().mul_(1 / (1 - self.p))
+        return x * kept.to(x.dtype)
+
+
 def add_pointwise(h: Tensor, layer: nn.Module, x: Tensor, *, factor: float = 1.0) -> Tensor:
     """factor (h + W x + b) for a convolution `layer` of width 1; h (B, out, *), x (B, in, *).
 
@@ -373,7 +423,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = conv(in_channels, out_channels)
         self.emb = None if emb_size is None else linear(emb_size, out_channels)
         self.norm2 = group_norm(out_channels, max_groups(out_channels))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = conv(out_channels, out_channels, scale=init_scale)
         self.resample = resample
         self.shortcut = None
@@ -386,7 +436,7 @@ class ResidualBlock(nn.Module):
             g, h = self.resample(g), self.resample(h)
         g = self.conv1(g)
         if emb is not None:
-            g = g + self.emb(emb)[:, :, None, None]
+            g.add_(self.emb(emb)[:, :, None, None])
         g = self.conv2(self.dropout(self.act(self.norm2(g))))
         if self.shortcut is None:
             return scaled(h + g, self.factor)

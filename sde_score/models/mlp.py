@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_score.models.conditioning import Conditioning
+from sde_score.models.layers import Dropout
 from sde_score.models.registry import MODELS
 
 
@@ -18,7 +19,7 @@ class MLPBlock(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.norm, self.inner, self.film = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.dropout, self.out = nn.Dropout(dropout), nn.Linear(width, width)
+        self.dropout, self.out = Dropout(dropout), nn.Linear(width, width)
 
     def forward(self, h: Tensor, cond: Tensor) -> Tensor:
         scale, shift = self.film(cond).chunk(2, 1)

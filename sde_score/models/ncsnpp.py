@@ -32,6 +32,7 @@ from sde_score.models.layers import (
     check_unet_sizes,
     conv,
     group_norm,
+    image_conv,
     needs_plain_attention,
     run_block,
     scaled,
@@ -212,7 +213,7 @@ class NCSNpp(nn.Module):
                 stage.attention = attend(width)
             if progressive == "output_skip":
                 stage.norm = group_norm(width, _max_groups(width))
-                stage.conv = conv(width, channels, scale=init_scale)
+                stage.conv = image_conv(width, channels, scale=init_scale)
                 stage.enlarge_pyramid = None if coarsest else Upsample(taps, size=sizes[level + 1])
             elif progressive == "residual" and coarsest:
                 stage.norm = group_norm(width, _max_groups(width))
@@ -227,7 +228,7 @@ class NCSNpp(nn.Module):
         self.norm_out = self.conv_out = None
         if progressive != "output_skip":
             self.norm_out = group_norm(width, _max_groups(width))
-            self.conv_out = conv(width, channels, scale=init_scale)
+            self.conv_out = image_conv(width, channels, scale=init_scale)
 
     def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
         check_unet_inputs("NCSNpp", x, label, y, channels=self.channels, halvings=len(self.down) - 1,

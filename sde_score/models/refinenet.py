@@ -296,7 +296,7 @@ class RefineNet(nn.Module):
 
         self.conv_in = _conv3x3(channels, nf)
         self.norm_out = norm(nf)
-        self.conv_out = _conv3x3(nf, channels)
+        self.conv_out = layers.ImageConv(nf, channels)
         self.encoder = nn.ModuleList()
         in_width = nf
         for stage in self.stages:

@@ -72,7 +72,8 @@ class ScoreModel(nn.Module):
         numbers as without compilation, and calls go through C++.
         """
         on_cpu = all(p.device.type == "cpu" for p in self.parameters())
-        options = {"fallback_random": True, "cpp_wrapper": True} if on_cpu else {}
+        # Not torch's own choice of channels_last on the CPU: it copies weights and dropout masks at every call.
+        options = {"fallback_random": True, "cpp_wrapper": True, "layout_optimization": False} if on_cpu else {}
         return ScoreModel(torch.compile(self.network, options=options), self.sde, self.parameterization)
 
     def score_fn(self, **cond) -> ScoreFn:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sde_score.models.conditioning import Conditioning
-from sde_score.models.layers import add_pointwise, attention, needs_plain_attention
+from sde_score.models.layers import Dropout, ImageConv, add_pointwise, attention, needs_plain_attention
 from sde_score.models.registry import MODELS
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -38,7 +38,7 @@ class ResBlock(nn.Module):
         self.norm1, self.conv1 = _norm(c_in), conv(c_in, c_out, 3, padding=1)
         self.film = nn.Linear(c_cond, 2 * c_out)
         self.norm2, self.conv2 = _norm(c_out), _zero(conv(c_out, c_out, 3, padding=1))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.skip = nn.Identity() if c_in == c_out else conv(c_in, c_out, 1)
 
     def forward(self, x: Tensor, cond: Tensor, plain: bool) -> Tensor:
@@ -159,7 +159,7 @@ class UNet(nn.Module):
                 self.up.append(stage(c + skips.pop(), w, level))
                 c = w
         self.norm_out = _norm(c)
-        self.conv_out = _zero(conv(c, channels, 3, padding=1))
+        self.conv_out = _zero(ImageConv(c, channels) if axes == 2 else conv(c, channels, 3, padding=1))
 
     def _run(self, stage: nn.Module, *inputs) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -221,9 +221,7 @@ class Trainer:
         self.say(f"Training done: {state.step} steps in {state.seconds:.0f} s, {state.skipped} skipped.")
         return "done"
 
-    def advance(
-        self, parallel: nn.Module, wants_stop: Callable[[], bool] = lambda: False
-    ) -> tuple[float, int, bool]:
+    def advance(self, parallel: nn.Module, wants_stop: Callable[[], bool] = lambda: False) -> tuple[float, int, bool]:
         """One step of training; the loss, the number of samples and whether any process wants to stop.
 
         `parallel` is `losses`, or what wraps it for several processes; `wants_stop` is asked once, after the gradient.

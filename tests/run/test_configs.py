@@ -85,7 +85,7 @@ FLAGS = {str: "word", float: "0.25", int: "3", bool: "True", tuple: "('a', 'b')"
 
 def test_every_key_really_can_be_overridden(cli, refused, tmp_path, monkeypatch):
     """By flags, all at once, through the parser of the command line."""
-    from sde_score import cli as module
+    from sde_score.cli.arguments import parse
 
     seen = {}
     config = default_config()
@@ -95,7 +95,7 @@ def test_every_key_really_can_be_overridden(cli, refused, tmp_path, monkeypatch)
         word = FLAGS[kind]
         flags.append(f"--{path}={word}")
         wanted[path] = word if kind is str else {"0.25": 0.25, "3": 3, "True": True}.get(word, ("a", "b"))
-    values = module._parse("train", ["--config=common", *flags], lambda values: None)
+    values = parse("train", ["--config=common", *flags], lambda values: None)
     seen = {path: value for path, value, _ in leaves(values.config)}
     assert seen == wanted
 

@@ -1,0 +1,80 @@
+"""The command line: `sde-score COMMAND [flags]`, absl flags and sub-commands. `--help` imports no torch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+
+from sde_score.cli import commands as _commands  # noqa: F401  (registers them)
+from sde_score.cli.arguments import COMMANDS, UsageError
+
+TOP = """usage: sde-score COMMAND [flags]
+
+  train       train a score model, or go on where it stopped
+  sample      draw samples from a run
+  likelihood  log-likelihoods and bits/dim by the probability-flow ODE
+  evaluate    compare samples with the test data
+  report      write report.html anew
+  list        registered components: SDEs, predictors, correctors, solvers, models, data sets ...
+  import      an official .pth checkpoint becomes a run
+  export      a run becomes an official .pth checkpoint
+  quickstart  all of it on the 8x8 digits, in a few minutes
+
+sde-score COMMAND --help shows the flags of a command.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns 0 when done, 1 when it failed, 2 when the line could not be read."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--"]:  # torchrun reads `--num` as its own, unless our words stand behind `--`
+        argv = argv[1:]
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(TOP)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        import sde_score
+
+        print(sde_score.__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        from sde_score.registry import suggest
+
+        print(f"sde-score: there is no command {argv[0]!r}.{suggest(argv[0], COMMANDS)}", file=sys.stderr)
+        return 2
+    wants_traceback = "--traceback" in argv or os.environ.get("SDE_SCORE_TRACEBACK")
+    try:
+        COMMANDS[argv[0]](argv[1:])
+    except UsageError as error:
+        print(f"sde-score {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sde-score {argv[0]}: interrupted", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if wants_traceback:
+            traceback.print_exc()
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = f" for {error.filename}" if error.filename else ""
+            print(
+                f"sde-score {argv[0]}: no room on the disk{what}. What was written before is intact; free some space "
+                f"and repeat the command.",
+                file=sys.stderr,
+            )
+        else:
+            text = " ".join(str(error).split()) or type(error).__name__
+            expected = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))
+            print(
+                f"sde-score {argv[0]}: "
+                f"{text if expected else f'{type(error).__name__}: {text}  (--traceback shows where)'}",
+                file=sys.stderr,
+            )
+        return 1
+    return 0
+
+
+def entry(command: str | None = None) -> None:
+    """Entry point of the scripts; `command` is that of a script for one command."""
+    sys.exit(main(None if command is None else [command, *sys.argv[1:]]))
