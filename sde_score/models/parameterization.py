@@ -72,6 +72,10 @@ class Parameterization(ABC):
     def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
         """ε̂(x, t), of the shape of `x`."""
 
+    def score(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+        """The score, `−ε̂/std`."""
+        return -self.eps(network, x, t, **cond) / self.std(x, t)
+
     def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond) -> Tensor:
         """ε̂ at a state of a discrete chain, for parameterisations that know one."""
         raise ValueError(
@@ -124,7 +128,10 @@ class ScoreParameterization(Parameterization):
     """
 
     def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
-        return -self.std(x, t) * network(x, self.label(t), **cond)
+        return -self.std(x, t) * self.score(network, x, t, **cond)
+
+    def score(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+        return network(x, self.label(t), **cond)
 
 
 @PARAMETERIZATIONS.register("edm")
@@ -140,7 +147,7 @@ class EDMParameterization(Parameterization):
 
 
 @PARAMETERIZATIONS.register("smld")
-class SMLDParameterization(Parameterization):
+class SMLDParameterization(ScoreParameterization):
     """Published discrete VE models: the network gives the score and is told the number of a noise level, 0 the largest.
 
     `label = round((T − t)(n − 1)/T)`, as an integer.
@@ -152,9 +159,6 @@ class SMLDParameterization(Parameterization):
 
     def label(self, t: Tensor) -> Tensor:
         return torch.round((self.sde.T - t) * (self.n - 1) / self.sde.T).long()
-
-    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
-        return -self.std(x, t) * network(x, self.label(t), **cond)
 
     def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond) -> Tensor:
         return -expand_like(self.chain.marginal(index)[1], x) * network(x, self.n - 1 - index, **cond)

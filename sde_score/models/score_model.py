@@ -57,7 +57,8 @@ class ScoreModel(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, **cond) -> Tensor:
         """The score at `x` of shape `(B, *)` and `t` of shape `(B,)`."""
-        return -self.eps(x, t, **cond) / self.parameterization.std(x, t)
+        self._check(x, t)
+        return self.parameterization.score(self._network, x, t, **cond)
 
     def denoise(self, x: Tensor, t: Tensor, **cond) -> Tensor:
         """The posterior mean of the data, `(x − std ε̂)/m`."""
