@@ -2,11 +2,11 @@
 
     sde-score train --config=digits:vp --workdir=runs/digits
 
-Cost: 1300 steps of a 1.0 M-parameter U-Net, about three minutes on one CPU core. Reached, on the 297 test
+Cost: 1300 steps of a 1.0 M-parameter U-Net, two to three minutes on one CPU core. Reached, on the 297 test
 images (uniform dequantisation of 17 levels, one Hutchinson probe, one seed each; settings chosen among six runs by this
 very number, so it flatters a little):
 
-    vp       1.852 ± 0.014 bits/dim
+    vp       1.851 ± 0.015 bits/dim
     vp       1.825 ± 0.015 with --config.training.n_iters=1600, 178 to 240 s
     ve       1.830 ± 0.015 likewise
     subvp    1.835 ± 0.015 likewise
