@@ -124,7 +124,7 @@ class VParameterization(Parameterization):
 @PARAMETERIZATIONS.register("score")
 class ScoreParameterization(Parameterization):
     """The network's output is the score itself, and it sees x itself: the published VE models (which divide by σ
-    inside).
+    inside). ε̂ follows from `score`: a subclass overrides that one.
     """
 
     def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:

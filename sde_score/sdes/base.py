@@ -157,7 +157,8 @@ class SDE(ABC):
         if t.numel() == 0:
             return
         first, last = (value.item() for value in torch.aminmax(t))  # both NaN if any is
-        if not (first >= -1e-6 * self.T and last <= self.T * (1 + 1e-6)):
+        rounding = max(1e-6, torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0)
+        if not (first >= -1e-6 * self.T and last <= self.T * (1 + rounding)):
             raise ValueError(f"{type(self).__name__} lives on [0, {self.T:g}]; got times from {first:g} to {last:g}.")
 
     def __repr__(self) -> str:

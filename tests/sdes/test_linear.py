@@ -169,6 +169,17 @@ def test_bad_settings_and_times():
         with pytest.raises(ValueError):
             SDES.build(spec)
     sde = SDES.build("vp")
-    for bad in (-0.1, 1.5, math.nan):
+    for bad in (-0.1, 1.5, math.nan, math.inf):
         with pytest.raises(ValueError, match="lives on"):
             sde.check_time(torch.tensor([0.5, bad]))
+    sde.check_time(torch.empty(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_last_time_is_a_time_in_any_precision(dtype):
+    """T = 0.995 of the cosine process is 0.996 in bfloat16."""
+    for kind in ("cosine", "edm", "vp"):
+        sde = SDES.build(kind)
+        sde.check_time(torch.tensor([0.0, sde.T], dtype=dtype))
+        with pytest.raises(ValueError, match="lives on"):
+            sde.check_time(torch.tensor([1.02 * sde.T], dtype=dtype))
