@@ -71,8 +71,9 @@ class ImageConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
-        exact = h.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(h.device.type)
-        if h.device.type != "cpu" or not exact or not h.is_contiguous() or self.out_channels > 4:
+        if h.device.type != "cpu" or not h.is_contiguous() or self.out_channels > 4:
+            return super().forward(h)
+        if h.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
             return super().forward(h)
         # entry (dy, dx) of the kernel looks from a pixel at its neighbour; seen from that one it is (-dy, -dx)
         taps = self.weight.flip(2, 3).permute(0, 2, 3, 1).reshape(1, -1, self.in_channels)
