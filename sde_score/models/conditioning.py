@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sde_score.models.layers import check_range
+from sde_score.models.input_checks import check_range
 
 
 class Conditioning(nn.Module):

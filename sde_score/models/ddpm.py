@@ -13,21 +13,18 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from sde_score.models.input_checks import check_unet_inputs, check_unet_sizes
 from sde_score.models.layers import (
     AttentionBlock,
-    NoiseConditioning,
-    PositionalEmbedding,
     ResidualBlock,
-    SigmaTable,
     activation,
-    check_unet_inputs,
-    check_unet_sizes,
     conv,
     group_norm,
     image_conv,
     needs_plain_attention,
 )
 from sde_score.models.ncsnpp import DownLevel, Middle, UpLevel
+from sde_score.models.noise_level import NoiseConditioning, PositionalEmbedding, SigmaTable
 from sde_score.models.registry import MODELS
 from sde_score.models.resample import Downsample, DownsampleConv, Upsample, UpsampleConv
 

@@ -1,16 +1,15 @@
-"""Layers shared by the U-Nets: initialisation, embeddings of the noise level, norms, attention, residual blocks.
+"""Layers shared by the U-Nets: initialisation, norms, attention, residual blocks.
 
-Shapes: h (B, C, H, W); label (B,) the noise level as the network is told it; emb (B, E) the conditioning vector.
+Shapes: h (B, C, H, W); emb (B, E) the conditioning vector.
 Source: Song et al., arXiv:2011.13456, app. H; Ho et al., arXiv:2006.11239, app. B.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -108,208 +107,6 @@ def group_norm(channels: int, max_groups: int = 32) -> GroupNorm:
     """Group norm (eps 1e-6) with the largest number of groups up to `max_groups` that divides the channels."""
     groups = next(g for g in range(max(1, min(max_groups, channels)), 0, -1) if channels % g == 0)
     return GroupNorm(groups, channels, eps=1e-6)
-
-
-# --- the noise level --------------------------------------------------------------------------------------------------
-
-
-def _moved_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`fn` of `Module._apply` without its change of type, for tables that must keep their precision."""
-
-    def move(tensor: Tensor) -> Tensor:
-        moved = fn(tensor)
-        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-    return move
-
-
-class FourierEmbedding(nn.Module):
-    """Random Fourier features of a noise level sigma > 0: [sin a, cos a], a = 2 pi W ln(sigma); (B,) -> (B, 2 size).
-
-    The frequencies W ~ N(0, scale^2) are drawn once and saved; they are a buffer and stay float32 when the model is
-    cast: in bfloat16 the angle would be noise. Tancik et al., NeurIPS 2020.
-    """
-
-    def __init__(self, size: int, scale: float = 16.0) -> None:
-        super().__init__()
-        self.size = 2 * size
-        self.register_buffer("frequencies", torch.randn(size) * scale)
-
-    def forward(self, sigma: Tensor) -> Tensor:
-        log_sigma = torch.log(_at_least_float32(sigma))
-        angle = (log_sigma[:, None] * self.frequencies) * 2 * math.pi
-        return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
-        return super()._apply(_moved_only(fn), recurse)
-
-
-class PositionalEmbedding(nn.Module):
-    """[sin(t w), cos(t w)], w_i = 10000^(-i / (half - 1)), half = size // 2; (B,) -> (B, size).
-
-    An odd size has a zero appended. Vaswani et al., NeurIPS 2017, as in Ho et al., arXiv:2006.11239.
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, label: Tensor) -> Tensor:
-        label = _at_least_float32(label)
-        half = self.size // 2
-        rate = -math.log(10000) / max(half - 1, 1)
-        # The frequencies are float32 in the published system; in a float64 model too.
-        frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=label.device) * rate)
-        angle = label[:, None] * frequencies
-        return F.pad(torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1), (0, self.size % 2))
-
-
-def _at_least_float32(label: Tensor) -> Tensor:
-    return label if label.dtype == torch.float64 else label.float()
-
-
-class NoiseConditioning(nn.Module):
-    """The vector that tells every residual block the noise level and the class: act(MLP(embedding(label)) + table[y]).
-
-    (B,), (B,) -> (B, size); None if there is neither. The MLP is linear, act, linear. The class table starts at zero;
-    its last row, index `num_classes`, stands for "no class".
-    """
-
-    def __init__(
-        self,
-        embedding: nn.Module,
-        size: int,
-        act: Callable[[Tensor], Tensor],
-        *,
-        conditional: bool = True,
-        num_classes: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.act = act
-        self.embedding = embedding
-        self.linear1 = linear(embedding.size, size) if conditional else None
-        self.linear2 = linear(size, size) if conditional else None
-        self.classes = None
-        if num_classes is not None:
-            self.classes = nn.Embedding(num_classes + 1, size)
-            nn.init.zeros_(self.classes.weight)
-
-    def forward(self, label: Tensor, y: Tensor | None = None) -> Tensor | None:
-        emb = None
-        if self.linear1 is not None:
-            features = self.embedding(label).to(self.linear1.weight.dtype)
-            emb = self.linear2(self.act(self.linear1(features)))
-        if self.classes is not None:
-            emb = self.classes(y) if emb is None else emb + self.classes(y)
-        return None if emb is None else self.act(emb)
-
-
-class SigmaTable(nn.Module):
-    """The noise levels sigma_max ... sigma_min, descending and geometric, looked up by index: (B,) -> (B,) float32.
-
-    A label is truncated to its index. Published files hold the table in float64. Here its bits are saved as integers,
-    so that they survive casts, and devices without float64; the values in use are float32, so that no output becomes
-    float64.
-    """
-
-    def __init__(self, sigma_min: float, sigma_max: float, num_scales: int) -> None:
-        super().__init__()
-        if not 0 < sigma_min <= sigma_max or num_scales < 1:
-            raise ValueError(
-                "The table of noise levels needs 0 < sigma_min <= sigma_max and num_scales >= 1, got "
-                f"sigma_min={sigma_min}, sigma_max={sigma_max}, num_scales={num_scales}."
-            )
-        table = np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), num_scales))
-        self.register_buffer("bits", torch.tensor(table.view(np.int64)))
-        self.register_buffer("sigmas", torch.tensor(table.astype(np.float32)), persistent=False)
-
-    @property
-    def num_scales(self) -> int:
-        return len(self.bits)
-
-    def forward(self, label: Tensor) -> Tensor:
-        index = label.long()
-        check_range("label", index, self.num_scales, "The table of noise levels (`num_scales`)")
-        return self.sigmas[index]
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
-        return super()._apply(_moved_only(fn), recurse)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if self.bits.device.type != "meta":
-            self.sigmas = self.bits.cpu().view(torch.float64).float().to(self.bits.device)
-
-
-# --- checks -----------------------------------------------------------------------------------------------------------
-
-
-def _values_are_free(tensor: Tensor) -> bool:
-    """Whether reading values costs neither a synchronisation with an accelerator nor a graph break."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
-
-
-def check_range(name: str, index: Tensor, size: int, owner: str) -> None:
-    """Raise `ValueError` unless 0 <= index < size; on an accelerator the look-up itself fails instead."""
-    if _values_are_free(index):
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= size:
-            raise ValueError(
-                f"{owner} has {size} entries, `{name}` may be 0 to {size - 1}; got values from {low} to {high}."
-            )
-
-
-def check_positive(name: str, value: Tensor, owner: str) -> None:
-    """Raise `ValueError` unless all values are above 0 (read on the CPU only)."""
-    if _values_are_free(value) and not bool((value > 0).all()):
-        raise ValueError(f"{owner} needs `{name}` > 0, got values down to {float(value.min())}.")
-
-
-def check_unet_sizes(
-    owner: str, *, channels: int, nf: int, ch_mult: Sequence[int], num_res_blocks: int, num_classes: int | None
-) -> None:
-    """Raise `ValueError` for sizes of which no U-Net can be built."""
-    for name, value in (("channels", channels), ("nf", nf), ("num_res_blocks", num_res_blocks)):
-        if value != int(value) or value < 1:
-            raise ValueError(f"{owner}({name}={value!r}): `{name}` must be a positive integer.")
-    if not ch_mult or any(mult != int(mult) or mult < 1 for mult in ch_mult):
-        raise ValueError(
-            f"{owner}(ch_mult={ch_mult!r}): `ch_mult` must be positive integers, one per level: (1, 2, 2)."
-        )
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"{owner}(num_classes={num_classes!r}): `num_classes` must be positive, or None for none.")
-
-
-def check_unet_inputs(
-    owner: str, x: Tensor, label: Tensor, y: Tensor | None, *, channels: int, halvings: int, num_classes: int | None
-) -> None:
-    """Raise `ValueError` for images, labels or classes that a U-Net with these settings cannot take."""
-    if x.ndim != 4 or x.shape[1] != channels:
-        raise ValueError(
-            f"{owner}(channels={channels}) needs images of shape (B, {channels}, H, W), got {tuple(x.shape)}."
-        )
-    multiple = 2**halvings
-    height, width = x.shape[2:]
-    if height % multiple or width % multiple or not height or not width:
-        raise ValueError(
-            f"{owner} halves the image {halvings} time(s): height and width must be multiples of {multiple}, got "
-            f"{height} x {width}. Pad or resize the images, or give `ch_mult` fewer levels."
-        )
-    if label.shape != x.shape[:1]:
-        raise ValueError(f"{owner} needs one label per sample, shape ({x.shape[0]},), got {tuple(label.shape)}.")
-    if num_classes is None:
-        if y is not None:
-            raise ValueError(
-                f"{owner} was built without classes but got y. Build it with `num_classes=...`, or pass y=None."
-            )
-        return
-    if y is None:
-        raise ValueError(f"{owner}(num_classes={num_classes}) needs class labels y of shape ({x.shape[0]},), got None.")
-    if y.shape != x.shape[:1] or y.is_floating_point():
-        raise ValueError(
-            f"{owner} needs integer class labels y of shape ({x.shape[0]},), got {y.dtype} of shape {tuple(y.shape)}."
-        )
-    check_range("y", y, num_classes + 1, f'The class table of {owner}, its last entry meaning "no class",')
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------

@@ -19,17 +19,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sde_score.models.input_checks import check_positive, check_unet_inputs, check_unet_sizes
 from sde_score.models.layers import (
     AttentionBlock,
-    FourierEmbedding,
-    NoiseConditioning,
-    PositionalEmbedding,
     ResidualBlock,
-    SigmaTable,
     activation,
-    check_positive,
-    check_unet_inputs,
-    check_unet_sizes,
     conv,
     group_norm,
     image_conv,
@@ -37,6 +31,7 @@ from sde_score.models.layers import (
     run_block,
     scaled,
 )
+from sde_score.models.noise_level import FourierEmbedding, NoiseConditioning, PositionalEmbedding, SigmaTable
 from sde_score.models.registry import MODELS
 from sde_score.models.resample import Downsample, DownsampleConv, Upsample, UpsampleConv
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sde_score.models import layers
+from sde_score.models import input_checks, layers
 
 # --- norms -----------------------------------------------------------------------------------------------------------
 
@@ -392,7 +392,7 @@ class RefineNet(nn.Module):
                 raise ValueError(
                     f"{name} needs integer classes y of shape ({x.shape[0]},), got {y.dtype} {tuple(y.shape)}."
                 )
-            layers.check_range("y", y, self.num_classes + 1, f"{name}(num_classes={self.num_classes})")
+            input_checks.check_range("y", y, self.num_classes + 1, f"{name}(num_classes={self.num_classes})")
 
 
 def _apply_blocks(blocks: nn.ModuleList, h: Tensor, label: Tensor) -> Tensor:

@@ -12,16 +12,14 @@ import torch
 
 from sde_score.models.layers import (
     AttentionBlock,
-    FourierEmbedding,
-    PositionalEmbedding,
     ResidualBlock,
-    SigmaTable,
     activation,
     add_pointwise,
     attention,
     variance_scaling_,
 )
 from sde_score.models.ncsnpp import Combine, NCSNpp
+from sde_score.models.noise_level import FourierEmbedding, PositionalEmbedding, SigmaTable
 from sde_score.models.official.unet_names import (
     from_original,
     layer_names,

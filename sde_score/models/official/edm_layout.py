@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_score.models.layers import FourierEmbedding, ResidualBlock
+from sde_score.models.layers import ResidualBlock
 from sde_score.models.ncsnpp import NCSNpp
+from sde_score.models.noise_level import FourierEmbedding
 from sde_score.models.official.checkpoint import OfficialCheckpointError, WrongArchitecture, differences, read_safely
 
 _PRECONDITIONER = "model."

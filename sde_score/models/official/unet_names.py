@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sde_score.models.ddpm import DDPM
-from sde_score.models.layers import AttentionBlock, FourierEmbedding, NoiseConditioning, ResidualBlock
+from sde_score.models.layers import AttentionBlock, ResidualBlock
 from sde_score.models.ncsnpp import Combine, NCSNpp
+from sde_score.models.noise_level import FourierEmbedding, NoiseConditioning
 from sde_score.models.resample import Downsample, DownsampleConv, Upsample, UpsampleConv
 
 __all__ = [

@@ -1,0 +1,147 @@
+"""How a U-Net is told the noise level and the class: embeddings, the conditioning vector, the table of noise levels.
+
+Shapes: label (B,) the noise level as the network is told it; emb (B, E) the conditioning vector.
+Source: Song et al., arXiv:2011.13456, app. H; Ho et al., arXiv:2006.11239, app. B.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sde_score.models.input_checks import check_range
+from sde_score.models.layers import linear
+
+
+def _moved_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`fn` of `Module._apply` without its change of type, for tables that must keep their precision."""
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return move
+
+
+class FourierEmbedding(nn.Module):
+    """Random Fourier features of a noise level sigma > 0: [sin a, cos a], a = 2 pi W ln(sigma); (B,) -> (B, 2 size).
+
+    The frequencies W ~ N(0, scale^2) are drawn once and saved; they are a buffer and stay float32 when the model is
+    cast: in bfloat16 the angle would be noise. Tancik et al., NeurIPS 2020.
+    """
+
+    def __init__(self, size: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.size = 2 * size
+        self.register_buffer("frequencies", torch.randn(size) * scale)
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        log_sigma = torch.log(_at_least_float32(sigma))
+        angle = (log_sigma[:, None] * self.frequencies) * 2 * math.pi
+        return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        return super()._apply(_moved_only(fn), recurse)
+
+
+class PositionalEmbedding(nn.Module):
+    """[sin(t w), cos(t w)], w_i = 10000^(-i / (half - 1)), half = size // 2; (B,) -> (B, size).
+
+    An odd size has a zero appended. Vaswani et al., NeurIPS 2017, as in Ho et al., arXiv:2006.11239.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, label: Tensor) -> Tensor:
+        label = _at_least_float32(label)
+        half = self.size // 2
+        rate = -math.log(10000) / max(half - 1, 1)
+        # The frequencies are float32 in the published system; in a float64 model too.
+        frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=label.device) * rate)
+        angle = label[:, None] * frequencies
+        return F.pad(torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1), (0, self.size % 2))
+
+
+def _at_least_float32(label: Tensor) -> Tensor:
+    return label if label.dtype == torch.float64 else label.float()
+
+
+class NoiseConditioning(nn.Module):
+    """The vector that tells every residual block the noise level and the class: act(MLP(embedding(label)) + table[y]).
+
+    (B,), (B,) -> (B, size); None if there is neither. The MLP is linear, act, linear. The class table starts at zero;
+    its last row, index `num_classes`, stands for "no class".
+    """
+
+    def __init__(
+        self,
+        embedding: nn.Module,
+        size: int,
+        act: Callable[[Tensor], Tensor],
+        *,
+        conditional: bool = True,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.act = act
+        self.embedding = embedding
+        self.linear1 = linear(embedding.size, size) if conditional else None
+        self.linear2 = linear(size, size) if conditional else None
+        self.classes = None
+        if num_classes is not None:
+            self.classes = nn.Embedding(num_classes + 1, size)
+            nn.init.zeros_(self.classes.weight)
+
+    def forward(self, label: Tensor, y: Tensor | None = None) -> Tensor | None:
+        emb = None
+        if self.linear1 is not None:
+            features = self.embedding(label).to(self.linear1.weight.dtype)
+            emb = self.linear2(self.act(self.linear1(features)))
+        if self.classes is not None:
+            emb = self.classes(y) if emb is None else emb + self.classes(y)
+        return None if emb is None else self.act(emb)
+
+
+class SigmaTable(nn.Module):
+    """The noise levels sigma_max ... sigma_min, descending and geometric, looked up by index: (B,) -> (B,) float32.
+
+    A label is truncated to its index. Published files hold the table in float64. Here its bits are saved as integers,
+    so that they survive casts, and devices without float64; the values in use are float32, so that no output becomes
+    float64.
+    """
+
+    def __init__(self, sigma_min: float, sigma_max: float, num_scales: int) -> None:
+        super().__init__()
+        if not 0 < sigma_min <= sigma_max or num_scales < 1:
+            raise ValueError(
+                "The table of noise levels needs 0 < sigma_min <= sigma_max and num_scales >= 1, got "
+                f"sigma_min={sigma_min}, sigma_max={sigma_max}, num_scales={num_scales}."
+            )
+        table = np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), num_scales))
+        self.register_buffer("bits", torch.tensor(table.view(np.int64)))
+        self.register_buffer("sigmas", torch.tensor(table.astype(np.float32)), persistent=False)
+
+    @property
+    def num_scales(self) -> int:
+        return len(self.bits)
+
+    def forward(self, label: Tensor) -> Tensor:
+        index = label.long()
+        check_range("label", index, self.num_scales, "The table of noise levels (`num_scales`)")
+        return self.sigmas[index]
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        return super()._apply(_moved_only(fn), recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.bits.device.type != "meta":
+            self.sigmas = self.bits.cpu().view(torch.float64).float().to(self.bits.device)
