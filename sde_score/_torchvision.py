@@ -34,11 +34,10 @@ def _explain(error: Exception) -> str:
     torchvision, torch = _version("torchvision"), _version("torch")
     if torchvision is None:
         return (
-            f"torchvision is not installed; it must match torch {torch}: `pip install torchvision`, from the same index"
-            " as torch."
+            f"torchvision is not installed; it must match torch {torch}: `pip install torchvision`, from the same "
+            "index as torch."
         )
     return (
-        f"torchvision {torchvision} does not match torch {torch} ({type(error).__name__}: {error}). Install both from"
-        f" the same index:"
-        " see pytorch.org/get-started."
+        f"torchvision {torchvision} does not match torch {torch} ({type(error).__name__}: {error}). Install both from "
+        "the same index: see pytorch.org/get-started."
     )

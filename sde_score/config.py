@@ -175,7 +175,7 @@ def read_run(workdir: str | Path) -> ConfigDict:
     if not is_run(workdir):
         raise ValueError(
             f"{path} is not the configuration of a run of ours, or it is damaged; choose another --workdir, or restore "
-            f"that file."
+            "that file."
         )
     return from_json(text)
 

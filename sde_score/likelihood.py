@@ -251,8 +251,8 @@ def _as_probes(probes: Tensor, x: Tensor) -> Tensor:
 def _check_score(score: Tensor, x: Tensor) -> None:
     if score.shape != x.shape:
         raise ValueError(
-            f"The score function returned shape {tuple(score.shape)} for x of shape {tuple(x.shape)}; they must "
-            "be equal."
+            f"The score function returned shape {tuple(score.shape)} for x of shape {tuple(x.shape)}; they must be "
+            "equal."
         )
     if not score.requires_grad:
         raise ValueError(
@@ -304,8 +304,8 @@ def bits_per_dim(
     if dequantisation not in ("uniform", "variational"):
         raise ValueError(
             "Declare how the data were dequantised: dequantisation='uniform' or 'variational'; got "
-            f"{dequantisation!r}. "
-            "Without that noise a density on discrete data has no bound, and the number no meaning."
+            f"{dequantisation!r}. Without that noise a density on discrete data has no bound, and the number no "
+            "meaning."
         )
     if levels < 2 or dim < 1:
         raise ValueError(f"levels must be at least 2 and dim at least 1; got levels={levels}, dim={dim}.")

@@ -92,7 +92,7 @@ class Registry:
             ):
                 raise ValueError(
                     f"The {self.kind} name {key!r} is taken by {known.__module__}.{known.__qualname__}; choose another "
-                    f"name."
+                    "name."
                 )
             self._components[key] = component
             return component

@@ -451,8 +451,8 @@ def likelihood_rows(args: argparse.Namespace) -> list[Row]:
                 turns["plain"].append(once)
                 ours_error = error(answers["ours"].logp)
                 notes[solver] = (
-                    f"{solver}: {answers['ours'].calls} evaluations, mean error {ours_error:.1e} bits/dim; "
-                    f"baseline: {answers['plain'][2]} evaluations, {plain_error:.1e}"
+                    f"{solver}: {answers['ours'].calls} evaluations, mean error {ours_error:.1e} bits/dim; baseline: "
+                    f"{answers['plain'][2]} evaluations, {plain_error:.1e}"
                 )
                 if ours_error <= plain_error:
                     break

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             what = f" for {error.filename}" if error.filename else ""
             print(
                 f"sde-score {argv[0]}: no room on the disk{what}. What was written before is intact; free some space "
-                f"and repeat the command.",
+                "and repeat the command.",
                 file=sys.stderr,
             )
         else:

@@ -108,8 +108,9 @@ def parse(
             )
         if config:
             print(
-                "\n  --config=NAME_OR_FILE[:ARGUMENT]   the configuration, e.g. digits:ve; read from --workdir once "
-                "the run exists"
+                "\n"
+                "  --config=NAME_OR_FILE[:ARGUMENT]   the configuration, e.g. digits:ve; read from --workdir once the "
+                "run exists"
             )
             print(
                 "  --config.SECTION.KEY=VALUE         any key of it, e.g. "

@@ -41,8 +41,8 @@ def _guess_layout(shape: tuple[int, ...], discrete: bool, what: str) -> str:
     if not fitting:
         raise ValueError(f"{what} has shape {shape}: the first axis counts the samples, and a sample has 1 to 4 axes.")
     raise ValueError(
-        f"{what} has shape {shape}: which axis holds the channels is not clear. Say it: layout='{fitting[0]}' (one of"
-        f" {', '.join(fitting)})."
+        f"{what} has shape {shape}: which axis holds the channels is not clear. Say it: layout='{fitting[0]}' (one of "
+        f"{', '.join(fitting)})."
     )
 
 
@@ -63,8 +63,8 @@ def _as_data(values: Any, levels: int | None, what: str) -> tuple[Tensor, int | 
     x = torch.as_tensor(values)
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(
-            f"{what} has shape {tuple(x.shape)}: it needs samples along the first axis and at least one more axis, none"
-            f" of length 0."
+            f"{what} has shape {tuple(x.shape)}: it needs samples along the first axis and at least one more axis, "
+            "none of length 0."
         )
     if x.dtype == torch.bool:
         return x.to(torch.uint8), 2
@@ -73,8 +73,8 @@ def _as_data(values: Any, levels: int | None, what: str) -> tuple[Tensor, int | 
     if x.is_floating_point():
         if levels is not None:
             raise ValueError(
-                f"{what} holds {x.dtype}: levels={levels} is for integers. Convert to uint8 levels, or leave `levels`"
-                f" out."
+                f"{what} holds {x.dtype}: levels={levels} is for integers. Convert to uint8 levels, or leave `levels` "
+                "out."
             )
         data = x.to(torch.float32)
         bad = ~torch.isfinite(data)
@@ -83,21 +83,21 @@ def _as_data(values: Any, levels: int | None, what: str) -> tuple[Tensor, int | 
             samples = int(bad.flatten(1).any(1).sum())
             reason = "NaN, infinite or too large for float32"
             raise ValueError(
-                f"{what} is {reason} in {samples} of {len(x)} samples, first at index {first}: {x[first].item()}."
-                f" Repair or remove them."
+                f"{what} is {reason} in {samples} of {len(x)} samples, first at index {first}: {x[first].item()}. "
+                "Repair or remove them."
             )
         return data, None
     if x.dtype != torch.uint8 and levels is None:
         raise ValueError(
-            f"{what} holds {x.dtype}: say how many levels there are (levels=17 for 0 .. 16, at most 256), or convert it"
-            f" to float32."
+            f"{what} holds {x.dtype}: say how many levels there are (levels=17 for 0 .. 16, at most 256), or convert "
+            "it to float32."
         )
     levels = levels or 256
     low, high = int(x.min()), int(x.max())
     if low < 0 or high >= levels or not 2 <= levels <= 256:
         raise ValueError(
-            f"{what} holds values from {low} to {high}; levels={levels} stands for 0 .. {levels - 1}, and 2 to 256"
-            f" levels are possible."
+            f"{what} holds values from {low} to {high}; levels={levels} stands for 0 .. {levels - 1}, and 2 to 256 "
+            "levels are possible."
         )
     return x.to(torch.uint8), levels
 
@@ -151,8 +151,8 @@ def from_arrays(
         data_test = _channels_first(data_test, layout, f"the test part of {name}")
         if data_test.shape[1:] != data.shape[1:] or data_test.dtype != data.dtype:
             raise ValueError(
-                f"{name}: the test part has samples {data_test.dtype} {tuple(data_test.shape[1:])}, the training part"
-                f" {data.dtype} {tuple(data.shape[1:])}."
+                f"{name}: the test part has samples {data_test.dtype} {tuple(data_test.shape[1:])}, the training part "
+                f"{data.dtype} {tuple(data.shape[1:])}."
             )
         test_labels = _as_labels(y_test, len(data_test), f"the test part of {name}")
         if (labels is None) != (test_labels is None):
@@ -191,8 +191,8 @@ def array(
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         if "pickle" in str(error).lower():
             raise ValueError(
-                f"{str(path)!r} holds pickled Python objects, or is not an array file: these are never loaded. Save one"
-                f" plain numeric array."
+                f"{str(path)!r} holds pickled Python objects, or is not an array file: these are never loaded. Save "
+                "one plain numeric array."
             ) from error
         raise ValueError(f"Cannot read {str(path)!r} as a .npy or .npz file: {error}. Is it complete?") from error
     parts: dict[str, Any] = {"x_test": None, "y_test": None}

@@ -47,8 +47,8 @@ class Split(ABC):
             raise IndexError(f"Sample numbers have one axis, (B,); got shape {tuple(indices.shape)}.")
         if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < len(self)):
             raise IndexError(
-                f"{self.name} has {len(self)} samples, 0 to {len(self) - 1}; asked for {int(indices.min())} .."
-                f" {int(indices.max())}."
+                f"{self.name} has {len(self)} samples, 0 to {len(self) - 1}; asked for {int(indices.min())} .. "
+                f"{int(indices.max())}."
             )
         return self._read(indices)
 
@@ -61,8 +61,8 @@ class TensorSplit(Split):
             raise TypeError(f"`TensorSplit(x)` holds uint8 levels or float32 values; got {x.dtype}.")
         if y is not None and (y.dtype != torch.int64 or tuple(y.shape) != (len(x),)):
             raise ValueError(
-                f"`TensorSplit(y)` must be int64 of shape ({len(x)},), a label per sample; got {y.dtype}"
-                f" {tuple(y.shape)}."
+                f"`TensorSplit(y)` must be int64 of shape ({len(x)},), a label per sample; got {y.dtype} "
+                f"{tuple(y.shape)}."
             )
         self.x, self.y, self.name = x, y, name
 
@@ -147,8 +147,8 @@ def statistics(split: Split, *, chunk: int = 4096) -> tuple[Tensor, Tensor]:
     if constant.any():
         where = constant.flatten().nonzero().flatten().tolist()[:8]
         raise ValueError(
-            f"{split.name}: the numbers or channels {where} are constant, so the data have no density there. Leave them"
-            f" out."
+            f"{split.name}: the numbers or channels {where} are constant, so the data have no density there. Leave "
+            "them out."
         )
     return mean[0], std[0]
 
@@ -160,8 +160,8 @@ def hold_out(n: int, holdout: float, *, seed: int = 0, what: str = "the data") -
     """
     if not 0 < holdout < 1:
         raise ValueError(
-            f"`holdout` is the fraction of samples kept for testing, between 0 and 1; got {holdout}. Example:"
-            f" holdout=0.1."
+            f"`holdout` is the fraction of samples kept for testing, between 0 and 1; got {holdout}. Example: "
+            "holdout=0.1."
         )
     if n < 2:
         raise ValueError(
@@ -252,8 +252,8 @@ def load_dataset(
         return spec
     if not isinstance(spec, str):
         raise TypeError(
-            f"A data set is a name, a path or `DataSplits`; got {type(spec).__name__}. From tensors:"
-            f" `sde_score.data.from_arrays(x, y)`."
+            f"A data set is a name, a path or `DataSplits`; got {type(spec).__name__}. From tensors: "
+            "`sde_score.data.from_arrays(x, y)`."
         )
     offered = dict(
         root=root,
@@ -288,12 +288,12 @@ def load_dataset(
         and info.shape[1:] != size_pair(image_size)
     ):
         raise ValueError(
-            f"The images of {info.name} are {info.shape[1]}x{info.shape[2]}; image_size={image_size} is not available."
-            f" Leave it out."
+            f"The images of {info.name} are {info.shape[1]}x{info.shape[2]}; image_size={image_size} is not available. "
+            "Leave it out."
         )
     if channels is not None and info.kind == "image" and "channels" not in spec and info.channels != channels:
         raise ValueError(
-            f"The images of {info.name} have {info.channels} channel(s); channels={channels} is not available. Leave it"
-            f" out."
+            f"The images of {info.name} have {info.channels} channel(s); channels={channels} is not available. Leave "
+            "it out."
         )
     return splits

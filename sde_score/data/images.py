@@ -86,8 +86,8 @@ def _open_source(path: str | os.PathLike) -> _Folder | _Zip:
     if not where.exists():
         near = next((parent for parent in where.absolute().parents if parent.is_dir()), None)
         raise FileNotFoundError(
-            f"There is no folder or .zip of images at {str(path)!r} (looked for {where.absolute()}; {near} exists)."
-            f" Check the path."
+            f"There is no folder or .zip of images at {str(path)!r} (looked for {where.absolute()}; {near} exists). "
+            "Check the path."
         )
     if not where.is_dir() and where.suffix.lower() != ".zip":
         raise ValueError(
@@ -203,8 +203,8 @@ def _map_images(
     broken = [result for result in results if isinstance(result, BrokenImage)]
     if broken and on_error == "raise":
         raise BrokenImage(
-            f"{len(broken)} of {len(names)} images in {str(where)!r} cannot be read: {_listing(broken)}."
-            f" Repair or remove them, or leave them out with on_error='skip'."
+            f"{len(broken)} of {len(names)} images in {str(where)!r} cannot be read: {_listing(broken)}. Repair or "
+            "remove them, or leave them out with on_error='skip'."
         )
     if broken:
         warnings.warn(
@@ -230,9 +230,9 @@ def _decide_size(headers: dict[str, tuple[int, int, int]], image_size: int | Seq
     if len(sizes) > 1:
         (first, one), (second, other) = list(sizes.items())[:2]
         raise ValueError(
-            f"The images have {len(sizes)} different sizes ({one} is {first[0]}x{first[1]}, {other}"
-            f" {second[0]}x{second[1]}):"
-            " say to which size to bring them, for example image_size=64 or image_size=(48, 80)."
+            f"The images have {len(sizes)} different sizes ({one} is {first[0]}x{first[1]}, {other} "
+            f"{second[0]}x{second[1]}): say to which size to bring them, for example image_size=64 or image_size=(48, "
+            "80)."
         )
     return next(iter(sizes))
 
@@ -330,8 +330,8 @@ def folder(
         raise ValueError(f"`folder(on_error=...)` is 'raise' or 'skip'; got {on_error!r}.")
     if channels not in (None, 1, 3):
         raise ValueError(
-            f"`folder(channels=...)` is 1 (grey) or 3 (colour); got {channels!r}. Other channel counts:"
-            f" `array(path=...)`."
+            f"`folder(channels=...)` is 1 (grey) or 3 (colour); got {channels!r}. Other channel counts: "
+            "`array(path=...)`."
         )
     paths = [path] if test_path is None else [path, test_path]
     sources = [_open_source(p) for p in paths]
@@ -346,8 +346,8 @@ def folder(
     small = [name for name, (height, width, _) in headers.items() if height < size[0] or width < size[1]]
     if small:
         warnings.warn(
-            f"{len(small)} of {len(headers)} images are smaller than {size[0]}x{size[1]} and are enlarged: {small[0]}"
-            f" first.",
+            f"{len(small)} of {len(headers)} images are smaller than {size[0]}x{size[1]} and are enlarged: {small[0]} "
+            "first.",
             stacklevel=2,
         )
     channels = channels or max(header[2] for header in headers.values())

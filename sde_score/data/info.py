@@ -137,8 +137,8 @@ class Scaler:
                     fits = False
                 if not fits:
                     raise ValueError(
-                        f"`Scaler({name}=...)` of shape {tuple(value.shape)} does not broadcast to a sample,"
-                        f" {self.shape}."
+                        f"`Scaler({name}=...)` of shape {tuple(value.shape)} does not broadcast to a sample, "
+                        f"{self.shape}."
                     )
             if not (torch.isfinite(self.mean).all() and torch.isfinite(self.std).all() and (self.std > 0).all()):
                 raise ValueError(
@@ -159,8 +159,8 @@ class Scaler:
     def _check(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(
-                f"This scaler is for samples of shape {self.shape}, a batch of shape (B,"
-                f" {', '.join(map(str, self.shape))}); got {tuple(x.shape)}."
+                f"This scaler is for samples of shape {self.shape}, a batch of shape (B, "
+                f"{', '.join(map(str, self.shape))}); got {tuple(x.shape)}."
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -203,8 +203,8 @@ class Scaler:
             raise ValueError("These data are continuous: there are no grey levels to dequantise. Call `forward`.")
         if x.is_floating_point():
             raise ValueError(
-                f"Grey levels are integers 0 .. {self.levels - 1} (uint8); got {x.dtype}. Points of the unit cube go to"
-                f" `forward`."
+                f"Grey levels are integers 0 .. {self.levels - 1} (uint8); got {x.dtype}. Points of the unit cube go "
+                "to `forward`."
             )
 
     def encode(self, x: Tensor, noise: NoiseFn | None = None) -> Tensor:

@@ -104,9 +104,9 @@ class BatchLoader:
         parts = world_size * accumulate
         if batch_size < 1 or accumulate < 1 or batch_size % parts:
             raise ValueError(
-                f"`BatchLoader(batch_size={batch_size})` must be a positive multiple of world_size * accumulate ="
-                f" {world_size} * {accumulate}."
-                f" Write batch_size={max(1, round(batch_size / max(1, parts))) * max(1, parts)}."
+                f"`BatchLoader(batch_size={batch_size})` must be a positive multiple of world_size * accumulate = "
+                f"{world_size} * {accumulate}. Write "
+                f"batch_size={max(1, round(batch_size / max(1, parts))) * max(1, parts)}."
             )
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.rank, self.world_size, self.accumulate, self.flip = rank, world_size, accumulate, flip
@@ -120,8 +120,8 @@ class BatchLoader:
         if self.flip:
             if x.ndim != 4:
                 raise ValueError(
-                    f"`BatchLoader(flip=True)` mirrors images, (B, C, H, W); {self.split.name} has batches of shape"
-                    f" {tuple(x.shape)}."
+                    f"`BatchLoader(flip=True)` mirrors images, (B, C, H, W); {self.split.name} has batches of shape "
+                    f"{tuple(x.shape)}."
                 )
             mask = flip_mask(self.seed, positions).view(-1, 1, 1, 1)
             x = torch.where(mask, x.flip(-1), x)

@@ -42,14 +42,14 @@ def read_idx(path: Path) -> Tensor:
     start = 4 + 4 * axes
     if not axes or len(content) < start:
         raise ValueError(
-            f"{str(path)!r} is not an IDX file of bytes: it begins with {content[:4].hex(' ') or 'nothing'}. Delete it"
-            f" and fetch it again."
+            f"{str(path)!r} is not an IDX file of bytes: it begins with {content[:4].hex(' ') or 'nothing'}. Delete it "
+            "and fetch it again."
         )
     shape = struct.unpack(f">{axes}I", content[4:start])
     if len(content) - start != math.prod(shape):
         raise ValueError(
-            f"{str(path)!r} should hold {math.prod(shape)} bytes of data and holds {len(content) - start}: it is cut"
-            f" short. Fetch it again."
+            f"{str(path)!r} should hold {math.prod(shape)} bytes of data and holds {len(content) - start}: it is cut "
+            "short. Fetch it again."
         )
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
 
@@ -99,17 +99,16 @@ def _mnist_like(
     if found is None:
         looked = ", ".join(str(place) for place in places)
         raise FileNotFoundError(
-            f"{name}: the four files {', '.join(n for pair in IDX_FILES.values() for n in pair)} (or their .gz) are in"
-            f" none of {looked}."
-            f' Write "{name}(download=True)" to fetch them, or give their folder as `root`.'
+            f"{name}: the four files {', '.join(n for pair in IDX_FILES.values() for n in pair)} (or their .gz) are in "
+            f'none of {looked}. Write "{name}(download=True)" to fetch them, or give their folder as `root`.'
         )
     parts = {}
     for part, (images, labels) in IDX_FILES.items():
         x, y = read_idx(found[images]), read_idx(found[labels])
         if x.ndim != 3 or y.shape != x.shape[:1]:
             raise ValueError(
-                f"{name}: {found[images].name} has shape {tuple(x.shape)}, {found[labels].name} {tuple(y.shape)}: they"
-                f" do not belong together."
+                f"{name}: {found[images].name} has shape {tuple(x.shape)}, {found[labels].name} {tuple(y.shape)}: they "
+                "do not belong together."
             )
         parts[part] = TensorSplit(x.unsqueeze(1), y.long(), name=f"{name}/{part}")
     shape = tuple(parts["train"].x.shape[1:])
@@ -206,8 +205,8 @@ def lsun(
     missing = [str(p) for p in (folder / f"{category}_{part}_lmdb" for part in ("train", "val")) if not p.is_dir()]
     if missing:
         raise FileNotFoundError(
-            f"lsun: there is no folder {' and no '.join(missing)}. Unzip the category there, or give the folder as"
-            f" `root`."
+            f"lsun: there is no folder {' and no '.join(missing)}. Unzip the category there, or give the folder as "
+            "`root`."
         )
     parts = []
     for part, suffix in (("train", "train"), ("test", "val")):

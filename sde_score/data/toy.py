@@ -190,8 +190,8 @@ class Checkerboard(Law):
         outside = log_terms.logsumexp(1).isneginf()
         if outside.any():
             raise ValueError(
-                f"Without noise the density is 0 at {int(outside.sum())} of {len(x)} points: no score there. Use"
-                f" `Checkerboard(blur=0.02)`."
+                f"Without noise the density is 0 at {int(outside.sum())} of {len(x)} points: no score there. Use "
+                "`Checkerboard(blur=0.02)`."
             )
         shares = log_terms.softmax(1)
         i, j = self.dark.to(x.device).T

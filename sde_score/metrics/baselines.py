@@ -80,8 +80,8 @@ class CategoricalMixture:
     ) -> None:
         if levels < 2 or components < 1 or smoothing <= 0:
             raise ValueError(
-                f"CategoricalMixture(levels={levels}, components={components}, smoothing={smoothing}): needs at "
-                "least two levels, one component and a positive smoothing (else an unseen level has probability zero)."
+                f"CategoricalMixture(levels={levels}, components={components}, smoothing={smoothing}): needs at least "
+                "two levels, one component and a positive smoothing (else an unseen level has probability zero)."
             )
         self.levels, self.components, self.smoothing = levels, components, smoothing
         self.iterations, self.tolerance, self.seed = iterations, tolerance, seed

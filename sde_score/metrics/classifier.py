@@ -130,8 +130,8 @@ class SmallClassifier(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.body is None or self.head is None:
             raise ValueError(
-                "This classifier is not fitted. Write: "
-                "feature = FEATURES.build('classifier').fit(train_images, train_labels)"
+                "This classifier is not fitted. Write: feature = FEATURES.build('classifier').fit(train_images, "
+                "train_labels)"
             )
         features = self._features(x)
         return (features - self.feature_mean) / self.feature_std, self.head(features).double().softmax(1)

@@ -89,9 +89,9 @@ class Inception:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except Exception as error:  # torchvision of another build raises RuntimeError here
             raise ImportError(
-                "Inception features need torch-fidelity and a torchvision that matches torch "
-                f'({type(error).__name__}: {error}). Run: pip install "sde_score[metrics]". '
-                "Without it use 'pixels', 'random_conv' or a fitted 'classifier'; such numbers are not FIDs."
+                f"Inception features need torch-fidelity and a torchvision that matches torch ({type(error).__name__}: "
+                f"{error}). Run: pip install \"sde_score[metrics]\". Without it use 'pixels', 'random_conv' or a "
+                "fitted 'classifier'; such numbers are not FIDs."
             ) from error
         path = None if weights is None else os.fspath(weights)
         self.network = FeatureExtractorInceptionV3(

@@ -29,8 +29,8 @@ def inception_score(probabilities: Tensor) -> float:
 def _probabilities(features: FeatureSet, metric: str) -> Tensor:
     if features.probabilities is None:
         raise ValueError(
-            f"{metric} needs class probabilities, feature {features.feature!r} gives none. "
-            "Use a classifier as feature: 'classifier' fitted on labelled data, or 'inception'."
+            f"{metric} needs class probabilities, feature {features.feature!r} gives none. Use a classifier as "
+            "feature: 'classifier' fitted on labelled data, or 'inception'."
         )
     return features.probabilities.double()
 

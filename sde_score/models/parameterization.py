@@ -79,8 +79,8 @@ class Parameterization(ABC):
     def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond) -> Tensor:
         """ε̂ at a state of a discrete chain, for parameterisations that know one."""
         raise ValueError(
-            f"The parameterisation of this model, {type(self).__name__}, is continuous in time; "
-            "train it with 'dsm', or choose the parameterisation 'smld' or 'ddpm' for discrete training."
+            f"The parameterisation of this model, {type(self).__name__}, is continuous in time; train it with 'dsm', "
+            "or choose the parameterisation 'smld' or 'ddpm' for discrete training."
         )
 
 

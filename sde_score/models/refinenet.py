@@ -373,16 +373,16 @@ class RefineNet(nn.Module):
             raise ValueError(f"{name} needs one label per sample, shape ({x.shape[0]},), got {tuple(label.shape)}.")
         if label.is_floating_point():
             raise TypeError(
-                f"{name} takes the integer index of the noise scale (0 = largest) as its label, got {label.dtype}: "
-                "use the parameterisation 'smld'."
+                f"{name} takes the integer index of the noise scale (0 = largest) as its label, got {label.dtype}: use "
+                "the parameterisation 'smld'."
             )
         # Reading the values costs a synchronisation on an accelerator and a graph break under compile: CPU only.
         if label.device.type == "cpu" and not torch.compiler.is_compiling() and label.numel():
             low, high = int(label.min()), int(label.max())
             if low < 0 or high >= self.num_scales:
                 raise ValueError(
-                    f"{name} has {self.num_scales} noise scales, labels 0 to {self.num_scales - 1}; "
-                    f"got labels from {low} to {high}."
+                    f"{name} has {self.num_scales} noise scales, labels 0 to {self.num_scales - 1}; got labels from "
+                    f"{low} to {high}."
                 )
         if (y is None) != (self.num_classes is None):
             problem = "needs class labels y of shape (B,)" if y is None else "was built without class labels: pass no y"

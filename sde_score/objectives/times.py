@@ -27,7 +27,7 @@ def log_snr_ends(sde: SDE, t_min: float) -> tuple[float, float]:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(
             f"Times by log-SNR need a finite log-SNR at both ends; at t_min = {t_min:g} there is none. Set t_min, e.g. "
-            f"1e-5."
+            "1e-5."
         )
     return low, high
 

@@ -54,8 +54,7 @@ def import_plugins(plugins: tuple[str, ...]) -> None:
         except (ImportError, FileNotFoundError) as error:
             raise ImportError(
                 f"The plug-in {plugin!r} cannot be imported: {error}. Give the path of a .py file or the name of an "
-                f"installed module; "
-                "a run made with a plug-in that has moved takes its new place with --plugin=FILE."
+                "installed module; a run made with a plug-in that has moved takes its new place with --plugin=FILE."
             ) from error
         except Exception as error:
             raise ImportError(f"The plug-in {plugin!r} cannot be imported: {type(error).__name__}: {error}") from error

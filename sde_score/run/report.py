@@ -98,8 +98,8 @@ def _samples_sections(run: Run) -> list[Section]:
         ]
         settings = ", ".join(f"{k}={v}" for k, v in facts["sampling"].items())
         text = (
-            f"{settings}. {facts['nfe']} score evaluations per sample, {facts['seconds']} s, "
-            f"weights of step {facts['step']}."
+            f"{settings}. {facts['nfe']} score evaluations per sample, {facts['seconds']} s, weights of step "
+            f"{facts['step']}."
         )
         sections.append(Section(f"Samples: {facts_file.stem.replace('_', ' ')}", text=text, image=pictures or None))
     return sections
@@ -134,8 +134,8 @@ def _likelihood_section(found: dict[str, Any]) -> Section:
         )
     )
     text = (
-        f"{found['num']} {found['split']} samples, {found['trace']}, {found['solver']}, "
-        f"{found['nfe']:.0f} evaluations each, {found['seconds']} s."
+        f"{found['num']} {found['split']} samples, {found['trace']}, {found['solver']}, {found['nfe']:.0f} evaluations "
+        f"each, {found['seconds']} s."
     )
     return Section(
         f"Likelihood of the {found['split']} data",
@@ -154,8 +154,8 @@ def _evaluation_section(found: dict[str, Any]) -> Section:
         reference = other.get(label, {})
         rows.append((label, (m["value"], m["stderr"]), (reference.get("value"), reference.get("stderr"))))
     note = (
-        f"Features: {found['features']}. {found['num']} samples against {found['num_real']} test samples; "
-        "the right column is what perfect samples get."
+        f"Features: {found['features']}. {found['num']} samples against {found['num_real']} test samples; the right "
+        "column is what perfect samples get."
     )
     return Section("Sample quality", table=Table(["figure", "samples", "training data"], rows, note=note))
 
@@ -176,7 +176,7 @@ def write_run_report(run: Run, *, redraw: bool = True) -> Path:
     commands = (
         f"sde-score sample --workdir={workdir} --num=100 --config.sampling.method=ode",
         f"sde-score sample --workdir={workdir} --config.sampling.predictor=ancestral_sampling "
-        f"--config.sampling.corrector='langevin(snr=0.16)'",
+        "--config.sampling.corrector='langevin(snr=0.16)'",
         f"sde-score likelihood --workdir={workdir}",
         f"sde-score evaluate --workdir={workdir}",
     )

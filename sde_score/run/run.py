@@ -174,7 +174,7 @@ def check_same_run(saved: ConfigDict, asked: ConfigDict, what: str) -> None:
         )
         raise ValueError(
             f"{what} contradicts {'the run' if there == 'in it' else 'the run directory'}: {lines}. Leave these flags "
-            f"out, or choose another --workdir (or --overwrite when training)."
+            "out, or choose another --workdir (or --overwrite when training)."
         )
 
 

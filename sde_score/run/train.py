@@ -74,7 +74,7 @@ def _prepare_workdir(config: ConfigDict, workdir: Path, overwrite: bool) -> None
         if strangers:
             raise ValueError(
                 f"{workdir} is not empty and not a run directory (it holds {', '.join(strangers[:4])}); choose another "
-                f"--workdir."
+                "--workdir."
             )
         return
     if overwrite:

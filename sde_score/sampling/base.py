@@ -92,7 +92,7 @@ class CountedScore:
         if self.calls == 0 and score.shape != x.shape:
             raise ValueError(
                 f"The score function returned shape {tuple(score.shape)} for x of shape {tuple(x.shape)}; they must be "
-                f"equal."
+                "equal."
             )
         self.calls += 1
         return score
@@ -188,8 +188,8 @@ class Sampler(ABC):
         self.denoise = denoise
         if denoise == "tweedie" and not sde.can_denoise:
             raise ValueError(
-                f"denoise='tweedie' needs the law of x_t given x_0, which {type(sde).__name__} does not know; "
-                "choose denoise='mean' (predictor-corrector) or 'none'."
+                f"denoise='tweedie' needs the law of x_t given x_0, which {type(sde).__name__} does not know; choose "
+                "denoise='mean' (predictor-corrector) or 'none'."
             )
         self.denoiser = None
         if denoise not in DENOISING:
@@ -230,10 +230,9 @@ class Sampler(ABC):
             bad = (~torch.isfinite(x.reshape(len(x), -1)).all(1)).nonzero().flatten().tolist()
             raise FloatingPointError(
                 f"Sampling left the finite numbers at step {step}, t = {t:.4g}, in samples "
-                f"{bad[:8]}{'...' if len(bad) > 8 else ''} of {len(x)}. "
-                "Try more steps, a smaller corrector snr or another predictor; and check the score at that time (an "
-                "untrained or diverged "
-                "model, or data outside the scaler's range)."
+                f"{bad[:8]}{'...' if len(bad) > 8 else ''} of {len(x)}. Try more steps, a smaller corrector snr or "
+                "another predictor; and check the score at that time (an untrained or diverged model, or data outside "
+                "the scaler's range)."
             )
 
 

@@ -88,8 +88,7 @@ class Langevin(LangevinCorrector):
         if score_norm == 0:
             raise FloatingPointError(
                 "langevin: the score is exactly zero for the whole batch (an untrained network?), so its step size is "
-                "infinite. "
-                "Train first, or use \"langevin(norms='expected')\"."
+                "infinite. Train first, or use \"langevin(norms='expected')\"."
             )
         return 2 * alpha * (self.snr * norm_except_batch(z).mean() / score_norm) ** 2
 

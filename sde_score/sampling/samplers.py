@@ -67,14 +67,13 @@ class PCSampler(Sampler):
         if n is not None and (n != steps or times != "published"):
             raise ValueError(
                 f"A predictor with chain={n} takes the published steps and is right on the published grid only: set "
-                f"steps={n} and "
-                f"times='published' (here: steps={steps}, times={times!r}), or leave out 'chain'."
+                f"steps={n} and times='published' (here: steps={steps}, times={times!r}), or leave out 'chain'."
             )
         if self.predictor.within_process and float(self.grid[-1, 1]) < 0:
             raise ValueError(
                 f"The grid {times!r} ends at t = {float(self.grid[-1, 1]):.3g} < 0, where this predictor's exact "
-                f"transition is not defined. "
-                f"Write the predictor with chain={steps}, or choose another grid, such as times='uniform'."
+                f"transition is not defined. Write the predictor with chain={steps}, or choose another grid, such as "
+                "times='uniform'."
             )
 
     def __call__(

@@ -76,7 +76,6 @@ def make_times(spec: str, sde: SDE, *, steps: int, t_min: float) -> Tensor:
     if not (torch.isfinite(grid).all() and (grid[:, 0] > grid[:, 1]).all() and (grid[:-1, 0] > grid[1:, 0]).all()):
         raise ValueError(
             f"The time grid {spec!r} does not fall from T = {sde.T:g} to t_min = {t_min:g} in finite steps. Grids by "
-            f"noise level need "
-            "t_min > 0 (e.g. t_min=1e-5), and rho must be positive."
+            "noise level need t_min > 0 (e.g. t_min=1e-5), and rho must be positive."
         )
     return grid

@@ -121,8 +121,7 @@ class SDESampler(Sampler):
         if solver in self.STRATONOVICH and not sde.additive_noise:
             raise ValueError(
                 f"The solver {solver!r} reads an SDE in the sense of Stratonovich, another process when the noise "
-                f"depends on x. "
-                "Choose an Itô solver: 'srk', 'milstein' or 'euler'."
+                "depends on x. Choose an Itô solver: 'srk', 'milstein' or 'euler'."
             )
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie between 0 (probability-flow ODE) and 1 (reverse SDE); got {eta}.")

@@ -91,10 +91,8 @@ class SDE(ABC):
         """Mean and standard deviation of `x_t` given `x_0`, when that law is known and Gaussian."""
         raise NotImplementedError(
             f"{type(self).__name__} does not know the law of x_t given x_0, which denoising score matching and "
-            f"Tweedie's formula need. "
-            "If its drift is linear in x, derive it from LinearSDE; otherwise train with a sliced or implicit "
-            "objective "
-            "and sample with denoise='mean'."
+            "Tweedie's formula need. If its drift is linear in x, derive it from LinearSDE; otherwise train with a "
+            "sliced or implicit objective and sample with denoise='mean'."
         )
 
     def marginal_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,10 +106,9 @@ class SDE(ABC):
     def _not_linear(self, what: str) -> str:
         return (
             f"{type(self).__name__} is not a LinearSDE and has not {what}. With a known marginal_prob(x0, t) it trains "
-            f"by "
-            "--config.model.parameterization=\"eps(label='t', scale_input=False)\" --config.training.objective=dsm, "
-            "and samples with "
-            "--config.sampling.predictor=euler_maruyama --config.sampling.denoise=mean --config.sampling.times=uniform."
+            "by --config.model.parameterization=\"eps(label='t', scale_input=False)\" --config.training.objective=dsm, "
+            "and samples with --config.sampling.predictor=euler_maruyama --config.sampling.denoise=mean "
+            "--config.sampling.times=uniform."
         )
 
     def require_diagonal_noise(self, what: str) -> None:
@@ -119,16 +116,15 @@ class SDE(ABC):
         if self.noise_type == "matrix":
             raise ValueError(
                 f"{what} is written for scalar and diagonal noise, and {type(self).__name__} has a matrix. Use the "
-                f"predictor "
-                "'euler_maruyama' or the method 'ode'."
+                "predictor 'euler_maruyama' or the method 'ode'."
             )
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Law of `x_t` given `x_s`, when it is `N(a x_s, std² I)`: the coefficient `a` and `std`."""
         raise NotImplementedError(
             f"{type(self).__name__} does not know its transition from s to t, which reverse_diffusion and "
-            f"ancestral_sampling are made of. "
-            "Use the predictor 'euler_maruyama', or derive the SDE from LinearSDE if its drift is linear in x."
+            "ancestral_sampling are made of. Use the predictor 'euler_maruyama', or derive the SDE from LinearSDE if "
+            "its drift is linear in x."
         )
 
     def denoise(self, score_fn: ScoreFn, x: Tensor, t: Tensor) -> Tensor:
@@ -222,7 +218,7 @@ class Chain:
         """Mean and standard deviation of the state before `x`: the rule of ancestral sampling."""
         raise ValueError(
             f"{type(self.sde).__name__} has no published discrete chain with a posterior; use ancestral_sampling "
-            f"without 'chain'."
+            "without 'chain'."
         )
 
     def langevin_factor(self, t: Tensor) -> Tensor:

@@ -147,10 +147,9 @@ def _failure(solver: Solver, result: ODEResult) -> ODEError:
     status = Status(int(result.status[first]))
     size = float(norm_except_batch(result.x[first : first + 1].detach()))
     message = (
-        f"{type(solver).__name__}: {len(failed)} of {len(result.x)} samples did not reach the end. In sample "
-        f"{first}, {_REASONS[status]} "
-        f"t = {float(result.t[first]):.6g}, where |x| = {size:.4g}, after {int(result.steps[first])} steps. "
-        f"{solver.advice}"
+        f"{type(solver).__name__}: {len(failed)} of {len(result.x)} samples did not reach the end. In sample {first}, "
+        f"{_REASONS[status]} t = {float(result.t[first]):.6g}, where |x| = {size:.4g}, after "
+        f"{int(result.steps[first])} steps. {solver.advice}"
     )
     return (ODENotFinite if status is Status.NOT_FINITE else ODEError)(message, result)
 

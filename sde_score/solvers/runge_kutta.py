@@ -209,8 +209,7 @@ class AdaptiveStep(Solver):
     tableau: Tableau
     advice = (
         "Try a looser tolerance (rtol=1e-3, atol=1e-3), a larger t_min, float64, or a fixed-step solver such as "
-        "'heun(steps=200)'; "
-        "and look whether the right-hand side is finite and smooth there."
+        "'heun(steps=200)'; and look whether the right-hand side is finite and smooth there."
     )
     SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 
@@ -278,9 +277,8 @@ class AdaptiveStep(Solver):
         eps = torch.finfo(x.dtype).eps
         if self.rtol < 4 * eps and self.atol < 4 * eps * float(x.detach().abs().max()):
             raise ValueError(
-                f"{type(self).__name__}: rtol={self.rtol:g}, atol={self.atol:g} ask for more than {x.dtype} "
-                f"resolves ({eps:.1e}). "
-                "Use float64, or larger tolerances."
+                f"{type(self).__name__}: rtol={self.rtol:g}, atol={self.atol:g} ask for more than {x.dtype} resolves "
+                f"({eps:.1e}). Use float64, or larger tolerances."
             )
         tableau = self.tableau
         beta = 0.2 / tableau.order  # strength of the integral part; 0.04 for order 5 as in DOPRI5

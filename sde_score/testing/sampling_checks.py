@@ -115,9 +115,8 @@ def check_predictor_recovers_gaussian(
     mean, ratio = _moments(x, law, sde, times[-1])
     _require(
         ((ratio - 1).abs() < SIGMAS / (2 * samples) ** 0.5 + tolerance).all(),
-        f"with an exact score the predictor gives {float(ratio.mean()):.4g} times the standard deviation of the "
-        "data: a missing factor 2 in its "
-        "drift or noise, or √dt forgotten.",
+        f"with an exact score the predictor gives {float(ratio.mean()):.4g} times the standard deviation of the data: "
+        "a missing factor 2 in its drift or noise, or √dt forgotten.",
     )
     _require(
         (mean.abs() < SIGMAS / samples**0.5 + tolerance).all(),
@@ -194,8 +193,8 @@ def check_corrector_keeps_law(corrector, *, samples: int = 2000, tolerance: floa
     mean, ratio = _moments(_correct(corrector, x, law, t, 30), law, sde, t)
     _require(
         ((ratio - 1).abs() < SIGMAS / (2 * samples) ** 0.5 + tolerance).all(),
-        f"p_t is not left in place: the standard deviation becomes {float(ratio.mean()):.4g} times the true one. "
-        "Noise √(2e) belongs to the step e s.",
+        f"p_t is not left in place: the standard deviation becomes {float(ratio.mean()):.4g} times the true one. Noise "
+        "√(2e) belongs to the step e s.",
     )
     _require(
         (mean.abs() < SIGMAS / samples**0.5 + tolerance).all(),

@@ -152,9 +152,8 @@ def check_meta_device(sde: SDE) -> None:
             device = function().device.type
         except (RuntimeError, NotImplementedError) as error:
             raise CheckFailed(
-                f"{name} fails on another device than the CPU ({str(error).splitlines()[0]}). Make constants from "
-                "t or x: "
-                "torch.as_tensor(c, device=t.device, dtype=t.dtype); and use no .item(), float(t) or numpy."
+                f"{name} fails on another device than the CPU ({str(error).splitlines()[0]}). Make constants from t or "
+                "x: torch.as_tensor(c, device=t.device, dtype=t.dtype); and use no .item(), float(t) or numpy."
             ) from None
         _require(
             device == "meta",
@@ -176,8 +175,8 @@ def check_prior_density(sde: SDE) -> None:
     _require(
         error.max() < SIGMAS,
         f"prior_sampling and prior_logp disagree: E[x · ∇log p(x)] = {float(stein.mean()):.4g} instead of −1. Its "
-        "draws have standard deviation "
-        f"{float(x.std()):.4g}; a ratio of {-float(stein.mean()):.3g} between the variances.",
+        f"draws have standard deviation {float(x.std()):.4g}; a ratio of {-float(stein.mean()):.3g} between the "
+        "variances.",
     )
     if isinstance(sde, LinearSDE):
         std = torch.as_tensor(sde.prior_std, dtype=torch.float64)
@@ -187,9 +186,8 @@ def check_prior_density(sde: SDE) -> None:
         _require(
             gap.abs().max() < 1e-6 * max(1.0, float(exact.abs().max())),
             f"prior_logp is off by {float(gap.mean()):.5g} nats on samples of {x[0].numel()} dimensions "
-            f"({float(gap.mean()) / x[0].numel():.4g} per "
-            "dimension) from N(0, prior_std²): look for a missing log std, a missing 2π, or a constant that "
-            "forgets the number of dimensions.",
+            f"({float(gap.mean()) / x[0].numel():.4g} per dimension) from N(0, prior_std²): look for a missing log "
+            "std, a missing 2π, or a constant that forgets the number of dimensions.",
         )
 
 
@@ -225,8 +223,8 @@ def check_marginal_start(sde: LinearSDE) -> None:
     )
     _require(
         (std - sde.std_0).abs().max() < 1e-6 * max(1.0, sde.std_0),
-        f"std at t=0 is {float(std[0, 0]):.4g}, but std_0 = {sde.std_0:g}. If there is noise at t=0 by design, "
-        "set std_0 on the class.",
+        f"std at t=0 is {float(std[0, 0]):.4g}, but std_0 = {sde.std_0:g}. If there is noise at t=0 by design, set "
+        "std_0 on the class.",
     )
 
 
@@ -350,9 +348,8 @@ def check_marginals_by_quadrature(sde: LinearSDE) -> None:
         _require(
             gap < 1e-4,
             f"the {name} of marginal_coeffs differs from the integral of f and g by {gap:.2g} (relative) at "
-            f"t={at:.4g}; typical ratio {ratio:.4g}. "
-            "Close to √2, 2 or ½: a missing factor. If f or g jumps, the derived marginals lose accuracy: "
-            "override marginal_coeffs and transition.",
+            f"t={at:.4g}; typical ratio {ratio:.4g}. Close to √2, 2 or ½: a missing factor. If f or g jumps, the "
+            "derived marginals lose accuracy: override marginal_coeffs and transition.",
         )
     s = 0.5 * t
     a, gathered = _integrated(sde, s, t)
@@ -382,8 +379,8 @@ def check_transition_composes(sde: LinearSDE) -> None:
     gap, at = _worst(((a2 * std1) ** 2 + std2**2).sqrt() / std - 1, u)
     _require(
         abs(gap) < 1e-6,
-        f"transition variances do not add up: a(t,u)² var(s,t) + var(t,u) is not var(s,u), {gap:.2g} (relative) "
-        f"for u={at:.4g}.",
+        f"transition variances do not add up: a(t,u)² var(s,t) + var(t,u) is not var(s,u), {gap:.2g} (relative) for "
+        f"u={at:.4g}.",
     )
     a, std = sde.transition(t, t)
     _require(
@@ -421,14 +418,14 @@ def check_prior(sde: LinearSDE, tolerance: float = 0.02) -> None:
     worst = float(ratio.reshape(-1)[(ratio - 1).abs().reshape(-1).argmax()])
     _require(
         abs(worst - 1) < tolerance,
-        f"wrong prior: prior_std is {worst:.4g} times std(T) = {float(std.reshape(-1)[0]):.4g}. Leave prior_std "
-        "out to have it derived.",
+        f"wrong prior: prior_std is {worst:.4g} times std(T) = {float(std.reshape(-1)[0]):.4g}. Leave prior_std out to "
+        "have it derived.",
     )
     left = float((m / std).max())
     _require(
         left < 0.3,
-        f"at T the data still count: m(T)/std(T) = {left:.3g}. The prior N(0, std²) is then far from the law at "
-        "T; make T or the noise larger.",
+        f"at T the data still count: m(T)/std(T) = {left:.3g}. The prior N(0, std²) is then far from the law at T; "
+        "make T or the noise larger.",
     )
 
 
@@ -468,8 +465,8 @@ def check_float32(sde: LinearSDE) -> None:
         gap, at = _worst(((value.double() - reference).abs() / size).reshape(len(t), -1), t)
         _require(
             gap < 2e-3 * (1 if name != "mean coefficient" else 0.1),
-            f"{name} in float32 is off by {gap:.2g} (relative) at t={at:.3g}: cancellation; write -torch.expm1(y) "
-            "for 1 - torch.exp(y).",
+            f"{name} in float32 is off by {gap:.2g} (relative) at t={at:.3g}: cancellation; write -torch.expm1(y) for "
+            "1 - torch.exp(y).",
         )
 
 
@@ -532,16 +529,14 @@ def check_forward_simulation(sde: LinearSDE, samples: int = 4000, steps: int = 3
             mean_gap = (x.mean(0) - mean).abs() - 0.02 * (std + mean.abs())
             _require(
                 (mean_gap < SIGMAS * std / samples**0.5).all(),
-                f"simulated with drift and diffusion, the mean at t={float(t[0]):.3g} is {float(x.mean()):.4g} "
-                f"instead of {float(mean.mean()):.4g} "
-                "(from marginal_prob): wrong sign of the drift, or a missing factor.",
+                f"simulated with drift and diffusion, the mean at t={float(t[0]):.3g} is {float(x.mean()):.4g} instead "
+                f"of {float(mean.mean()):.4g} (from marginal_prob): wrong sign of the drift, or a missing factor.",
             )
             ratio = x.std(0) / std
             _require(
                 ((ratio - 1).abs() < SIGMAS / (2 * samples) ** 0.5 + 0.02).all(),
                 f"simulated with drift and diffusion, the standard deviation at t={float(t[0]):.3g} is "
-                f"{float(ratio.mean()):.4g} times that of "
-                "marginal_prob. 1.41 or 0.71: a missing factor 2 in g².",
+                f"{float(ratio.mean()):.4g} times that of marginal_prob. 1.41 or 0.71: a missing factor 2 in g².",
             )
 
 
@@ -565,9 +560,8 @@ def check_chain(sde: LinearSDE) -> None:
         gaps.append(float(torch.maximum(mean_gap, (variance.sqrt().reshape(-1) / std.reshape(-1) - 1).abs()).max()))
     _require(
         gaps[1] < 0.1 and gaps[1] <= max(0.5 * gaps[0], 0.01),
-        f"the law at T of chain(n) differs from that of the process by {gaps[0]:.2g} for n=500 and {gaps[1]:.2g} "
-        "for n=2000 (relative): it does not "
-        "tend to it. Look for a constant that belongs to one number of steps.",
+        f"the law at T of chain(n) differs from that of the process by {gaps[0]:.2g} for n=500 and {gaps[1]:.2g} for "
+        "n=2000 (relative): it does not tend to it. Look for a constant that belongs to one number of steps.",
     )
 
 
@@ -595,8 +589,7 @@ def check_reverse_ode(sde: LinearSDE, tolerance: float = 0.03) -> None:
     _require(
         ((ratio - 1).abs() < tolerance).all(),
         f"the probability-flow ODE with an exact score returns {float(ratio.reshape(-1)[0]):.4g} times the data's "
-        "standard deviation: "
-        "wrong prior_std, wrong g², or a missing ½ in ½ g².",
+        "standard deviation: wrong prior_std, wrong g², or a missing ½ in ½ g².",
     )
     # what of the mean is left at T is absent from the prior, and comes out missing
     end = sde.marginal_prob(
@@ -606,8 +599,8 @@ def check_reverse_ode(sde: LinearSDE, tolerance: float = 0.03) -> None:
     gap = ((got_mean - want_mean).abs() / want_std).max()
     _require(
         gap < tolerance + left,
-        f"the probability-flow ODE with an exact score misses the mean by {float(gap):.3g} of the standard "
-        "deviation: wrong drift, or wrong prior.",
+        f"the probability-flow ODE with an exact score misses the mean by {float(gap):.3g} of the standard deviation: "
+        "wrong drift, or wrong prior.",
     )
 
 
@@ -625,8 +618,8 @@ def check_reverse_sde(sde: LinearSDE) -> None:
         gap = float(((reverse.drift(x, t) - want).abs() / (want.abs() + g**2)).max())
         _require(
             gap < 1e-6,
-            f"the drift of reverse(score, eta={eta:g}) is not f x − ½ (1 + η²) g² s: relative error {gap:.2g}. "
-            "Look at drift and diffusion.",
+            f"the drift of reverse(score, eta={eta:g}) is not f x − ½ (1 + η²) g² s: relative error {gap:.2g}. Look at "
+            "drift and diffusion.",
         )
         kick = reverse.apply_diffusion(x, t, torch.ones_like(x))
         _require(torch.allclose(kick, eta * g.expand_as(x)), f"the noise of reverse(score, eta={eta:g}) is not η g.")

@@ -55,8 +55,8 @@ def check_solver_order(make: Callable[[int], object], order: int | None) -> None
         slope = math.log(errors[0] / errors[1], 4)
         _require(
             slope > order - 0.35,
-            f"on {problem.name!r} the error falls with power {slope:.2f} of the step; order {order} is claimed. "
-            f"Errors {errors}.",
+            f"on {problem.name!r} the error falls with power {slope:.2f} of the step; order {order} is claimed. Errors "
+            f"{errors}.",
         )
 
 

@@ -130,8 +130,8 @@ class CheckpointStore:
                     path.rename(path.with_name(path.name + ".damaged"))
         if found:
             raise CheckpointError(
-                f"None of the {len(found)} checkpoints in {self.folder} can be read. "
-                "Restore a copy, or start the run anew."
+                f"None of the {len(found)} checkpoints in {self.folder} can be read. Restore a copy, or start the run "
+                "anew."
             )
         return None
 
@@ -150,8 +150,8 @@ class CheckpointStore:
         else:
             reason, advice = str(error), "Check that the run directory exists and is writable"
         return (
-            f"Cannot write checkpoint {path}: {reason}. {kept}. {advice}, "
-            "and run the same command again to go on from there."
+            f"Cannot write checkpoint {path}: {reason}. {kept}. {advice}, and run the same command again to go on from "
+            "there."
         )
 
 
@@ -183,8 +183,8 @@ def load_checkpoint(where: str | os.PathLike[str], *, say: Callable[[str], None]
         newest = CheckpointStore(run_dir, say=say).load_newest()
         if newest is None:
             raise FileNotFoundError(
-                f"No checkpoint in {run_dir / 'checkpoints'}. "
-                f"Is {path} the run directory (--workdir) of a training run?"
+                f"No checkpoint in {run_dir / 'checkpoints'}. Is {path} the run directory (--workdir) of a training "
+                "run?"
             )
         return newest
     if not path.exists():
@@ -201,9 +201,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnsafeCheckpoint(
-            f"{path} holds more than tensors and plain values, as a checkpoint of this library never does. "
-            "It was refused and nothing in it was executed. If it comes from another program, convert it there to a "
-            f"plain state dict. ({_first_line(error)})"
+            f"{path} holds more than tensors and plain values, as a checkpoint of this library never does. It was "
+            "refused and nothing in it was executed. If it comes from another program, convert it there to a plain "
+            f"state dict. ({_first_line(error)})"
         ) from error
     except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
         raise DamagedCheckpoint(f"Checkpoint {path} is damaged ({_first_line(error)}).") from error

@@ -30,8 +30,8 @@ def make_optimizer(
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if name not in kinds:
         raise ValueError(
-            f"`make_optimizer(name=...)` knows 'adam' and 'adamw', not {name!r}. "
-            "Any torch optimiser can be given to the Trainer."
+            f"`make_optimizer(name=...)` knows 'adam' and 'adamw', not {name!r}. Any torch optimiser can be given to "
+            "the Trainer."
         )
     params = list(params)
     if not params:

@@ -87,8 +87,8 @@ class TrainState:
         if self.ema is not None:
             if checkpoint.ema is None:
                 raise CheckpointError(
-                    f"Checkpoint {checkpoint.path} has no EMA, and this run keeps one. "
-                    "Start anew, or train without EMA."
+                    f"Checkpoint {checkpoint.path} has no EMA, and this run keeps one. Start anew, or train without "
+                    "EMA."
                 )
             self.ema.load_state_dict(checkpoint.ema)
         self._load_optimizer(checkpoint)
@@ -105,8 +105,8 @@ class TrainState:
         saved_sizes = [len(group["params"]) for group in saved["param_groups"]] if saved else None
         if saved is None or sizes != saved_sizes:
             raise CheckpointError(
-                f"The optimiser of checkpoint {checkpoint.path} has groups of {saved_sizes} parameters, "
-                f"that of this run of {sizes}."
+                f"The optimiser of checkpoint {checkpoint.path} has groups of {saved_sizes} parameters, that of this "
+                f"run of {sizes}."
             )
         self.optimizer.load_state_dict({"state": saved["state"], "param_groups": present["param_groups"]})
 
@@ -130,8 +130,8 @@ def check_same_keys(model: nn.Module, saved: Mapping[str, torch.Tensor], origin:
         raise CheckpointError(
             f"The model differs from the one in {origin}. "
             + "; ".join(told)
-            + ". Use the model settings the run was started with "
-            "(they are in its config), or start a new run in another directory."
+            + ". Use the model settings the run was started with (they are in its config), or start a new run in "
+            "another directory."
         )
 
 

@@ -258,8 +258,8 @@ class Trainer:
         x, cond, positions = self.batch(step)
         if len(positions) != len(x):
             raise ValueError(
-                f"batch({step}) gave {len(x)} samples and {len(positions)} positions; "
-                "it must give one position per sample."
+                f"batch({step}) gave {len(x)} samples and {len(positions)} positions; it must give one position per "
+                "sample."
             )
         cond = {} if cond is None else {"y": cond} if isinstance(cond, Tensor) else dict(cond)
         moved = {
@@ -324,8 +324,8 @@ class Trainer:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
             raise ValueError(
-                "No parameter of the optimiser received a gradient: "
-                "was it built from model.parameters(), and does the loss use the model?"
+                "No parameter of the optimiser received a gradient: was it built from model.parameters(), and does the "
+                "loss use the model?"
             )
         return gradients
 
@@ -441,8 +441,8 @@ class Trainer:
             )
             return "cut short"
         self.say(
-            f"Interrupted at step {state.step} of {self.steps}. {self._where_saved()} "
-            "To go on, run the same command again."
+            f"Interrupted at step {state.step} of {self.steps}. {self._where_saved()} To go on, run the same command "
+            "again."
         )
         return "interrupted"
 

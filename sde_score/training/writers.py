@@ -90,8 +90,8 @@ class TensorBoardWriter:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.say(
-                "TensorBoard is not installed, so no events are written (metrics.jsonl is). "
-                "To have them: pip install tensorboard"
+                "TensorBoard is not installed, so no events are written (metrics.jsonl is). To have them: pip install "
+                "tensorboard"
             )
             return
         self._events = SummaryWriter(self.folder, purge_step=step + 1 if step else None)

@@ -235,11 +235,11 @@ def render_report(
     links = "".join(f'<a href="#s{i}">{escape(s.title)}</a>' for i, s in enumerate(sections))
     contents = f"<nav>{links}</nav>" if len(sections) > 2 else ""
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>"
-        f"<header><h1>{escape(title)}</h1>{_paragraphs(summary)}{contents}</header>\n"
+        "<!DOCTYPE html>\n"
+        '<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
+        f'content="{_POLICY}"><meta name="viewport" content="width=device-width, '
+        f'initial-scale=1"><title>{escape(title)}</title><style>{STYLE}</style></head>\n'
+        f"<body><main><header><h1>{escape(title)}</h1>{_paragraphs(summary)}{contents}</header>\n"
         + "\n".join(bodies)
         + (_provenance(provenance) if provenance else "")
         + "<footer>Written by sde_score. This page holds its pictures and loads nothing.</footer>"

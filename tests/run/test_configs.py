@@ -108,7 +108,8 @@ def test_survives_json(name):
 
 def test_reading_them_imports_no_torch():
     code = (
-        "import sys\nfrom sde_score.config import load_config\n"
+        "import sys\n"
+        "from sde_score.config import load_config\n"
         f"for name in {[*NAMES, 'common', 'published']!r}: load_config(name)\n"
         "sys.exit('torch' in sys.modules)"
     )

@@ -173,8 +173,7 @@ def read_official(source: str | Path | Mapping | Sequence, map_location: str | t
     else:
         raise OfficialCheckpointError(
             f"{name} is a PyTorch file, but not a checkpoint of the original releases: expected a dict with the keys "
-            "model, "
-            "ema, step, a list [model, optimizer, ...] or a state dict."
+            "model, ema, step, a list [model, optimizer, ...] or a state dict."
         )
     if file.model and all(key.startswith("module.") for key in file.model):
         file.prefix = "module."
@@ -240,8 +239,8 @@ def _settle_facts(file: OfficialFile, config: str | Mapping | None, options: dic
         raise WrongArchitecture(
             f"{file.source}: the tensors are not those of a known original network ({error}). First tensors: "
             f"{', '.join(list(file.model)[:5])}. Nearest published configuration: "
-            f"{nearest_published(_shapes(file.model))}. "
-            "For a network of your own pass network=...; for other formats see load_diffusers and load_edm."
+            f"{nearest_published(_shapes(file.model))}. For a network of your own pass network=...; for other formats "
+            "see load_diffusers and load_edm."
         ) from None
     facts, known, open_options = complete(seen, options)
     if open_options:
@@ -250,8 +249,7 @@ def _settle_facts(file: OfficialFile, config: str | Mapping | None, options: dic
         )
         raise OfficialCheckpointError(
             f"{file.source}: the tensors do not show {', '.join(open_options)}. Pass {hint}, or the options "
-            "themselves, e.g. "
-            f"load_official(..., {', '.join(f'{key}=...' for key in open_options)})."
+            f"themselves, e.g. load_official(..., {', '.join(f'{key}=...' for key in open_options)})."
         )
     return facts, known[0] if len(known) == 1 else None
 
@@ -265,8 +263,7 @@ def _compare_noise_levels(file: OfficialFile, facts: Mapping[str, Any], name: st
     if any(abs(a - b) > 1e-4 * b for a, b in zip(ends, expected)):
         warnings.warn(
             f"{file.source}: its noise levels run from {ends[0]:.6g} to {ends[1]:.6g}, those of {name} from "
-            f"{expected[0]:.6g} "
-            f"to {expected[1]:.6g}. Is it another configuration's file?",
+            f"{expected[0]:.6g} to {expected[1]:.6g}. Is it another configuration's file?",
             stacklevel=3,
         )
 
@@ -333,8 +330,8 @@ def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], source:
         shown = "\n  ".join(lines[:8])
         more = f"\n  ... and {len(lines) - 8} more" if len(lines) > 8 else ""
         raise WrongArchitecture(
-            f"{source} does not fit the network ({len(lines)} differences in {len(expected)} tensors):\n  "
-            f"{shown}{more}\n"
+            f"{source} does not fit the network ({len(lines)} differences in {len(expected)} tensors):\n"
+            f"  {shown}{more}\n"
             f"Nearest published configuration: {nearest_published(found)}."
         )
     _names_module(network).load_original(network, {**own, **state_dict})

@@ -83,8 +83,7 @@ def diffusers_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     if not (skip or plain):
         raise OfficialCheckpointError(
             f"The block types {sorted({*down, *up})} are not those of NCSN++ ({', '.join([*_SKIP_DOWN, *_SKIP_UP])}) "
-            "or DDPM "
-            f"({', '.join([*_PLAIN_DOWN, *_PLAIN_UP])})."
+            f"or DDPM ({', '.join([*_PLAIN_DOWN, *_PLAIN_UP])})."
         )
     down_types, up_types = (_SKIP_DOWN, _SKIP_UP) if skip else (_PLAIN_DOWN, _PLAIN_UP)
     attention = tuple(level for level, block in enumerate(down) if down_types[block])
@@ -124,8 +123,7 @@ def diffusers_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     if narrow:
         raise OfficialCheckpointError(
             f"config.json: attention at width {narrow[0]} has 32 groups in its norm; our NCSN++ has {narrow[0] // 4} "
-            "there "
-            "(the two agree from width 128 on)."
+            "there (the two agree from width 128 on)."
         )
     size = _get(config, "sample_size", "image_size", default=2 ** (len(widths) + 1))
     facts: dict[str, Any] = {

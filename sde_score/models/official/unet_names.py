@@ -206,7 +206,8 @@ def from_original(network: nn.Module, state_dict: Mapping[str, Tensor], *, parti
         shown = "\n  ".join(problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError(
-            f"The tensors do not fit this {type(network).__name__}: {len(problems)} difference(s).\n  {shown}{more}\n"
+            f"The tensors do not fit this {type(network).__name__}: {len(problems)} difference(s).\n"
+            f"  {shown}{more}\n"
             "Build the network with the options of the file."
         )
     return {
