@@ -23,7 +23,7 @@ def get_config(sde: str = "vp"):
                 if ve
                 else ", embedding_type='positional', fir=False)"
             ),
-            "parameterization": "score(label='sigma')" if ve else "eps(label='999t', scale_input=False)",
+            "parameterization": "score(c_noise='sigma')" if ve else "eps(c_noise='999t', scale_input=False)",
             "ema_rate": 0.999 if ve else 0.9999,
         },
         training={

@@ -3,7 +3,7 @@
     sde-score train --config=published:ve/cifar10_ncsnpp_continuous --workdir=...
 
 The facts and the published results are in `sde_score/published.py`; `get_config` puts them into our format. Samplers,
-objectives, labels and warm-up are the published ones. `config.published` holds the published results: numbers of the
+objectives, c_noise and warm-up are the published ones. `config.published` holds the published results: numbers of the
 authors' code, not of ours. The authors report 0.56 s per training step of ve/cifar10_ncsnpp_continuous on four V100,
 more than a week in all. FFHQ and CelebA-HQ are folders of images: give their place as config.data.name.
 """
@@ -37,7 +37,7 @@ def sections(facts: dict[str, Any]) -> dict[str, Any]:
     first, last = ("sigma_min", "sigma_max") if ve else ("beta_min", "beta_max")
     reduce = "mean" if facts["reduce_mean"] else "half_sum"
     if facts["continuous"]:
-        parameterization = "score(label='sigma')" if ve else "eps(label='999t', scale_input=False)"
+        parameterization = "score(c_noise='sigma')" if ve else "eps(c_noise='999t', scale_input=False)"
         weighting = "likelihood" if facts["likelihood_weighting"] else "sigma2"
         objective = f"dsm(weighting={weighting!r}, reduce={reduce!r})"
     else:

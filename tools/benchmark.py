@@ -119,7 +119,7 @@ class Pair:
         self.network = network
         self.process = baseline.PlainVE() if setup.process == "ve" else baseline.PlainVP()
         sde = SDES.build(setup.process)
-        kind = "score(label='sigma')" if setup.process == "ve" else "eps(label='999t', scale_input=False)"
+        kind = "score(c_noise='sigma')" if setup.process == "ve" else "eps(c_noise='999t', scale_input=False)"
         self.model = ScoreModel(network, sde, kind)
         self.ema = EMA(self.model, DECAY)
         torch.compiler.reset()  # after another network's shapes torch would compile for shapes that vary
@@ -162,7 +162,7 @@ class NullNetwork(nn.Module):
         super().__init__()
         self.answer = answer
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         return self.answer
 
 
@@ -195,14 +195,14 @@ def sample_calls(pair: Pair) -> dict[str, Callable[[], Any]]:
     times = torch.linspace(1.0, pair.process.t_sample, 1000)[:STEPS].tolist()
     null = NullNetwork(torch.zeros(pair.shape, device=pair.device))
     null_model = ScoreModel(null, sde, pair.model.parameterization)
-    label = torch.full(pair.shape[:1], 1.0, device=pair.device)
+    c_noise = torch.full(pair.shape[:1], 1.0, device=pair.device)
 
     def ours(model: ScoreModel) -> None:
         sampler(model.score_fn(), x_T, noise=SampleNoise(1, range(pair.shape[0])))
 
     def network(module: nn.Module) -> None:
         for _ in range(STEPS):
-            module(x_T, label)
+            module(x_T, c_noise)
 
     calls = {
         "plain": lambda: baseline.reverse_diffusion(pair.plain, pair.process, x_T, times),

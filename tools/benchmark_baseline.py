@@ -138,8 +138,8 @@ class PlainAttention(AttentionBlock):
 class PlainConditioning(NoiseConditioning):
     """Leaves the last activation to every block."""
 
-    def forward(self, label: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.linear2(self.act(self.linear1(self.embedding(label))))
+    def forward(self, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.linear2(self.act(self.linear1(self.embedding(c_noise))))
 
 
 class PlainResidualBlock(ResidualBlock):

@@ -1,4 +1,4 @@
-"""What a network is told besides the data: the time label and, on request, a class, as one vector per sample."""
+"""What a network is told besides the data: the noise level and, on request, a class, as one vector per sample."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sde_score.models.input_checks import check_range
 
 
 class Conditioning(nn.Module):
-    """Embedding of a time label l and an optional class y: `silu(MLP([cos ω_i l, sin ω_i l]) + table[y])`.
+    """Embedding of a noise level l and an optional class y: `silu(MLP([cos ω_i l, sin ω_i l]) + table[y])`.
 
-    The 32 frequencies ω are geometric from 1e-3 to 4, which suits every label of the parameterisations: `log_sigma`
+    The 32 frequencies ω are geometric from 1e-3 to 4, which suits every `c_noise` of the parameterisations: `log_sigma`
     (about -7 to 6), `t`, `999t`, and `sigma` where it is not tiny (Vaswani et al. 2017, section 3.5, another range).
 
     Args:
@@ -31,7 +31,7 @@ class Conditioning(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(64, features), nn.SiLU(), nn.Linear(features, features))
         self.table = None if num_classes is None else nn.Embedding(num_classes + 1, features)
 
-    def _check_class(self, label: Tensor, y: Tensor | None) -> None:
+    def _check_class(self, c_noise: Tensor, y: Tensor | None) -> None:
         n = self.num_classes
         if n is None and y is not None:
             raise ValueError(
@@ -43,21 +43,21 @@ class Conditioning(nn.Module):
             raise ValueError(
                 f"This network was built for {n} classes and needs `y`, one class per sample; {n} means no class."
             )
-        if y.shape != label.shape or y.is_floating_point():
+        if y.shape != c_noise.shape or y.is_floating_point():
             raise ValueError(
-                f"`y` must hold one integer per sample, shape {tuple(label.shape)}; got {y.dtype} {tuple(y.shape)}."
+                f"`y` must hold one integer per sample, shape {tuple(c_noise.shape)}; got {y.dtype} {tuple(y.shape)}."
             )
         check_range("y", y, n + 1, 'The class table, whose last entry means "no class",')
 
-    def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
-        """The vectors `(B, features)` for data `(B, *)`, labels `(B,)` and classes `(B,)`.
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
+        """The vectors `(B, features)` for data `(B, *)`, noise levels `(B,)` and classes `(B,)`.
 
         Raises `ValueError` for wrong shapes, and for a class that is missing, unexpected or unknown.
         """
-        if label.shape != x.shape[:1]:
-            raise ValueError(f"The label must hold one number per sample, shape ({len(x)},); got {tuple(label.shape)}.")
-        self._check_class(label, y)
-        wide = torch.promote_types(label.dtype, torch.float32)  # 999 t has no room in bfloat16
-        angle = label.to(wide)[:, None] * self.frequencies
+        if c_noise.shape != x.shape[:1]:
+            raise ValueError(f"c_noise must hold one number per sample, shape ({len(x)},); got {tuple(c_noise.shape)}.")
+        self._check_class(c_noise, y)
+        wide = torch.promote_types(c_noise.dtype, torch.float32)  # 999 t has no room in bfloat16
+        angle = c_noise.to(wide)[:, None] * self.frequencies
         h = self.mlp(torch.cat([angle.cos(), angle.sin()], 1).to(self.mlp[0].weight.dtype))
         return nn.functional.silu(h if y is None else h + self.table(y))

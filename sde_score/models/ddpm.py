@@ -3,7 +3,7 @@
 Residual blocks with group norms of 32 groups, self-attention at chosen resolutions, plain resampling, a positional
 embedding. Source: Ho, Jain, Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020, arXiv:2006.11239, app. B.
 
-Shapes: x (B, C, H, W); label (B,); y (B,) int64 or None; h (B, width, H / 2^l, W / 2^l) at level l; emb (B, 4 nf).
+Shapes: x (B, C, H, W); c_noise (B,); y (B,) int64 or None; h (B, width, H / 2^l, W / 2^l) at level l; emb (B, 4 nf).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from sde_score.models.resample import Downsample, DownsampleConv, Upsample, Upsa
 class DDPM(nn.Module):
     """The U-Net of DDPM.
 
-        out = network(x, label, y), shape of x: the predicted noise (or the score, if trained so)
+        out = network(x, c_noise, y), shape of x: the predicted noise (or the score, if trained so)
 
-    The label is a number, published: the index of the noise level, or 999 t. With `scale_by_sigma` it must be the index
+    c_noise is a number, published: the index of the noise level, or 999 t. With `scale_by_sigma` it must be the index
     in a descending table of sigmas, by which the output is divided.
 
     Args: as `NCSNpp`; here `init_scale` is always 0. The group norms have 32 groups if the width allows it (published
@@ -43,7 +43,7 @@ class DDPM(nn.Module):
     up_attention: on the way up, attention follows the "last" block of a level (Song et al.) or "each" (Ho et al.).
 
     Raises:
-        ValueError: images of another channel count or that cannot be halved; labels out of range; y missing or
+        ValueError: images of another channel count or that cannot be halved; c_noise out of range; y missing or
         unexpected.
     """
 
@@ -131,11 +131,11 @@ class DDPM(nn.Module):
         self.norm_out = group_norm(width)
         self.conv_out = image_conv(width, channels, scale=0.0)
 
-    def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
-        check_unet_inputs("DDPM", x, label, y, channels=self.channels, halvings=len(self.down) - 1,
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
+        check_unet_inputs("DDPM", x, c_noise, y, channels=self.channels, halvings=len(self.down) - 1,
                           num_classes=self.num_classes)  # fmt: skip
         plain = needs_plain_attention(x)
-        emb = self.conditioning(label, y)
+        emb = self.conditioning(c_noise, y)
 
         h = self.conv_in(x if self.centered else 2.0 * x - 1.0)
         skips = [h]
@@ -147,5 +147,5 @@ class DDPM(nn.Module):
         out = self.conv_out(self.act(self.norm_out(h)))
 
         if self.scale_by_sigma:
-            out = out / self.sigma_table(label)[:, None, None, None]
+            out = out / self.sigma_table(c_noise)[:, None, None, None]
         return out.to(x.dtype)

@@ -45,9 +45,9 @@ def check_unet_sizes(
 
 
 def check_unet_inputs(
-    owner: str, x: Tensor, label: Tensor, y: Tensor | None, *, channels: int, halvings: int, num_classes: int | None
+    owner: str, x: Tensor, c_noise: Tensor, y: Tensor | None, *, channels: int, halvings: int, num_classes: int | None
 ) -> None:
-    """Raise `ValueError` for images, labels or classes that a U-Net with these settings cannot take."""
+    """Raise `ValueError` for images, noise levels or classes that a U-Net with these settings cannot take."""
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(
             f"{owner}(channels={channels}) needs images of shape (B, {channels}, H, W), got {tuple(x.shape)}."
@@ -59,8 +59,8 @@ def check_unet_inputs(
             f"{owner} halves the image {halvings} time(s): height and width must be multiples of {multiple}, got "
             f"{height} x {width}. Pad or resize the images, or give `ch_mult` fewer levels."
         )
-    if label.shape != x.shape[:1]:
-        raise ValueError(f"{owner} needs one label per sample, shape ({x.shape[0]},), got {tuple(label.shape)}.")
+    if c_noise.shape != x.shape[:1]:
+        raise ValueError(f"{owner} needs one c_noise per sample, shape ({x.shape[0]},), got {tuple(c_noise.shape)}.")
     if num_classes is None:
         if y is not None:
             raise ValueError(

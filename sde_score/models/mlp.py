@@ -28,7 +28,7 @@ class MLPBlock(nn.Module):
 
 @MODELS.register("mlp")
 class MLP(nn.Module):
-    """Residual perceptron with FiLM conditioning, for vectors: `network(x: (B, *), label: (B,), y) -> like x`.
+    """Residual perceptron with FiLM conditioning, for vectors: `network(x: (B, *), c_noise: (B,), y) -> like x`.
 
     Data of any other shape are flattened; for grids the model 'unet' learns faster. The output layer is zero at first.
 
@@ -62,12 +62,12 @@ class MLP(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
-        """Raises `ValueError` for samples of another shape, and for a wrong label or class."""
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
+        """Raises `ValueError` for samples of another shape, and for a wrong c_noise or class."""
         if x.shape[1:] != self.shape:
             wanted = ", ".join(map(str, ("B", *self.shape)))
             raise ValueError(f"This mlp (shape={self.shape}) takes x of shape ({wanted}); got {tuple(x.shape)}.")
-        cond = self.cond(x, label, y)
+        cond = self.cond(x, c_noise, y)
         h = self.inp(x.flatten(1))
         for block in self.blocks:
             h = block(h, cond)

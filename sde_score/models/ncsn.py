@@ -15,7 +15,7 @@ from sde_score.models.registry import MODELS
 
 @MODELS.register("ncsn")
 class NCSN(RefineNet):
-    """score = network(x, label), label = index of the noise scale, 0 = largest sigma. One halving.
+    """score = network(x, c_noise), c_noise = index of the noise scale, 0 = largest sigma. One halving.
 
     Args: see `RefineNet`. Published: nf 128, num_scales 10 (CIFAR-10, CelebA), nf 64 (MNIST), ELU.
     """

@@ -7,7 +7,7 @@ options of `NCSNpp(embedding_type="positional", fir=False, progressive_input="no
 Source: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
 differential equations", ICLR 2021, arXiv:2011.13456, app. H.
 
-Shapes: x (B, C, H, W); label (B,); y (B,) int64 or None; h (B, width, H / 2^l, W / 2^l) at level l; emb (B, 4 nf).
+Shapes: x (B, C, H, W); c_noise (B,); y (B,) int64 or None; h (B, width, H / 2^l, W / 2^l) at level l; emb (B, 4 nf).
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ _OPTIONS = {
 class NCSNpp(nn.Module):
     """The U-Net of NCSN++ and DDPM++, with every published option.
 
-        out = network(x, label, y), shape of x: the score (VE processes) or the predicted noise (VP processes)
+        out = network(x, c_noise, y), shape of x: the score (VE processes) or the predicted noise (VP processes)
 
-    The label is the noise level sigma > 0 with Fourier features; with the positional embedding any number, published:
+    c_noise is the noise level sigma > 0 with Fourier features; with the positional embedding any number, published:
     999 t, or the index of sigma in a descending table. With `scale_by_sigma` the output is divided by that sigma.
 
     Args:
@@ -75,13 +75,13 @@ class NCSNpp(nn.Module):
         progressive_combine: how reduced images join for "input_skip": "sum" or "cat".
         init_scale: scale of the initial weights of every last convolution; 0 stands for 1e-10.
         scale_by_sigma: divide the output by sigma.
-        sigma_min, sigma_max, num_scales: the descending table, read for positional labels with `scale_by_sigma`.
+        sigma_min, sigma_max, num_scales: the descending table, read for a positional c_noise with `scale_by_sigma`.
         centered: the data are in [-1, 1]; otherwise the network maps [0, 1] to [-1, 1] itself.
         gradient_checkpointing: recompute the activations of the residual blocks in the backward pass: less memory,
             more time.
 
     Raises:
-        ValueError: unknown options; images of another channel count or that cannot be halved; labels out of range; y
+        ValueError: unknown options; images of another channel count or that cannot be halved; c_noise out of range; y
             missing or unexpected.
     """
 
@@ -225,13 +225,13 @@ class NCSNpp(nn.Module):
             self.norm_out = group_norm(width, _max_groups(width))
             self.conv_out = image_conv(width, channels, scale=init_scale)
 
-    def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
-        check_unet_inputs("NCSNpp", x, label, y, channels=self.channels, halvings=len(self.down) - 1,
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
+        check_unet_inputs("NCSNpp", x, c_noise, y, channels=self.channels, halvings=len(self.down) - 1,
                           num_classes=self.num_classes)  # fmt: skip
         if self.embedding_type == "fourier":
-            check_positive("label", label, "NCSNpp with Fourier features")
+            check_positive("c_noise", c_noise, "NCSNpp with Fourier features")
         plain = needs_plain_attention(x)
-        emb = self.conditioning(label, y)
+        emb = self.conditioning(c_noise, y)
 
         if not self.centered:
             x = 2.0 * x - 1.0
@@ -247,7 +247,7 @@ class NCSNpp(nn.Module):
         out = pyramid if self.progressive == "output_skip" else self.conv_out(self.act(self.norm_out(h)))
 
         if self.scale_by_sigma:
-            sigma = label if self.embedding_type == "fourier" else self.sigma_table(label)
+            sigma = c_noise if self.embedding_type == "fourier" else self.sigma_table(c_noise)
             out = out / sigma[:, None, None, None]
         return out.to(x.dtype)
 

@@ -66,14 +66,14 @@ class _NCSNv2(RefineNet):
             self.sigmas = sigmas.to(self.sigmas.device)
         return self
 
-    def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
-        h = super().forward(x, label, y)
-        return h / self.sigmas[label].to(h.dtype)[:, None, None, None]
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
+        h = super().forward(x, c_noise, y)
+        return h / self.sigmas[c_noise].to(h.dtype)[:, None, None, None]
 
 
 @MODELS.register("ncsnv2_64")
 class NCSNv2_64(_NCSNv2):
-    """NCSNv2 for images of about 32 to 64 pixels: score = network(x) / sigma[label]. One halving.
+    """NCSNv2 for images of about 32 to 64 pixels: score = network(x) / sigma[c_noise]. One halving.
 
     Args: see `RefineNet`; sigma_max, sigma_min, spacing ("geometric" or "uniform"): the table of noise scales,
     descending.
@@ -85,7 +85,7 @@ class NCSNv2_64(_NCSNv2):
 
 @MODELS.register("ncsnv2_128")
 class NCSNv2_128(_NCSNv2):
-    """NCSNv2 for images of about 96 to 128 pixels: score = network(x) / sigma[label]. Two halvings.
+    """NCSNv2 for images of about 96 to 128 pixels: score = network(x) / sigma[c_noise]. Two halvings.
 
     Args: as for `NCSNv2_64`.
     """
@@ -96,7 +96,7 @@ class NCSNv2_128(_NCSNv2):
 
 @MODELS.register("ncsnv2_256")
 class NCSNv2_256(_NCSNv2):
-    """NCSNv2 for images of about 256 pixels: score = network(x) / sigma[label]. Three halvings.
+    """NCSNv2 for images of about 256 pixels: score = network(x) / sigma[c_noise]. Three halvings.
 
     Args: as for `NCSNv2_64`.
     """

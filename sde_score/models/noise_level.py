@@ -1,6 +1,6 @@
 """How a U-Net is told the noise level and the class: embeddings, the conditioning vector, the table of noise levels.
 
-Shapes: label (B,) the noise level as the network is told it; emb (B, E) the conditioning vector.
+Shapes: c_noise (B,) the noise level as the network is told it; emb (B, E) the conditioning vector.
 Source: Song et al., arXiv:2011.13456, app. H; Ho et al., arXiv:2006.11239, app. B.
 """
 
@@ -60,22 +60,22 @@ class PositionalEmbedding(nn.Module):
         super().__init__()
         self.size = size
 
-    def forward(self, label: Tensor) -> Tensor:
-        label = _at_least_float32(label)
+    def forward(self, c_noise: Tensor) -> Tensor:
+        c_noise = _at_least_float32(c_noise)
         half = self.size // 2
         rate = -math.log(10000) / max(half - 1, 1)
         # The frequencies are float32 in the published system; in a float64 model too.
-        frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=label.device) * rate)
-        angle = label[:, None] * frequencies
+        frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=c_noise.device) * rate)
+        angle = c_noise[:, None] * frequencies
         return F.pad(torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1), (0, self.size % 2))
 
 
-def _at_least_float32(label: Tensor) -> Tensor:
-    return label if label.dtype == torch.float64 else label.float()
+def _at_least_float32(c_noise: Tensor) -> Tensor:
+    return c_noise if c_noise.dtype == torch.float64 else c_noise.float()
 
 
 class NoiseConditioning(nn.Module):
-    """The vector that tells every residual block the noise level and the class: act(MLP(embedding(label)) + table[y]).
+    """What tells every residual block the noise level and the class: act(MLP(embedding(c_noise)) + table[y]).
 
     (B,), (B,) -> (B, size); None if there is neither. The MLP is linear, act, linear. The class table starts at zero;
     its last row, index `num_classes`, stands for "no class".
@@ -100,10 +100,10 @@ class NoiseConditioning(nn.Module):
             self.classes = nn.Embedding(num_classes + 1, size)
             nn.init.zeros_(self.classes.weight)
 
-    def forward(self, label: Tensor, y: Tensor | None = None) -> Tensor | None:
+    def forward(self, c_noise: Tensor, y: Tensor | None = None) -> Tensor | None:
         emb = None
         if self.linear1 is not None:
-            features = self.embedding(label).to(self.linear1.weight.dtype)
+            features = self.embedding(c_noise).to(self.linear1.weight.dtype)
             emb = self.linear2(self.act(self.linear1(features)))
         if self.classes is not None:
             emb = self.classes(y) if emb is None else emb + self.classes(y)
@@ -113,7 +113,7 @@ class NoiseConditioning(nn.Module):
 class SigmaTable(nn.Module):
     """The noise levels sigma_max ... sigma_min, descending and geometric, looked up by index: (B,) -> (B,) float32.
 
-    A label is truncated to its index. Published files hold the table in float64. Here its bits are saved as integers,
+    c_noise is truncated to its index. Published files hold the table in float64. Here its bits are saved as integers,
     so that they survive casts, and devices without float64; the values in use are float32, so that no output becomes
     float64.
     """
@@ -133,9 +133,9 @@ class SigmaTable(nn.Module):
     def num_scales(self) -> int:
         return len(self.bits)
 
-    def forward(self, label: Tensor) -> Tensor:
-        index = label.long()
-        check_range("label", index, self.num_scales, "The table of noise levels (`num_scales`)")
+    def forward(self, c_noise: Tensor) -> Tensor:
+        index = c_noise.long()
+        check_range("c_noise", index, self.num_scales, "The table of noise levels (`num_scales`)")
         return self.sigmas[index]
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:

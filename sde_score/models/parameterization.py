@@ -1,5 +1,5 @@
-"""Parameterisations: what the network predicts, what label it is given, and how the noise ε̂ of `x_t = m x_0 + std ε`
-follows.
+"""Parameterisations: what the network predicts, what it is told of the noise level, and how the noise ε̂ of
+`x_t = m x_0 + std ε` follows.
 
 Every parameterisation returns ε̂, since `score = −ε̂/std` divides no nearly equal numbers, whatever the network
 predicts. With `σ = std/m` the noise level in units of the data, `σ_d` the data's standard deviation and `r = √(m² σ_d²
@@ -28,7 +28,7 @@ from sde_score.tensors import expand_like
 
 PARAMETERIZATIONS = Registry("parameterization", group="sde_score.parameterizations")
 
-LABELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
+C_NOISE: dict[str, Callable[[SDE, Tensor], Tensor]] = {
     # ln(std/m): our own default, the same scale for every linear SDE
     "log_sigma": lambda sde, t: -0.5 * sde.log_snr(t),
     "sigma": lambda sde, t: torch.exp(-0.5 * sde.log_snr(t)),  # published continuous VE
@@ -38,26 +38,29 @@ LABELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
     "fourth_root_sigma": lambda sde, t: torch.exp(-0.125 * sde.log_snr(t)),
     "t": lambda sde, t: t / sde.T,
 }
-"""What a network is told about the time, by name."""
+"""What a network is told about the noise level, by name."""
 
 Network = Callable[..., Tensor]
 
 
 class Parameterization(ABC):
-    """How a network's output becomes the noise ε̂ in `x_t`. `label` names the network's time label (see `LABELS`)."""
+    """How a network's output becomes the noise ε̂ in `x_t`.
 
-    def __init__(self, sde: SDE, label: str = "log_sigma", sigma_data: float = 0.5) -> None:
-        if label not in LABELS:
-            raise ValueError(f"Unknown time label {label!r}.{suggest(label, LABELS)}")
+    `c_noise` names what the network is told of the noise level (see `C_NOISE`).
+    """
+
+    def __init__(self, sde: SDE, c_noise: str = "log_sigma", sigma_data: float = 0.5) -> None:
+        if c_noise not in C_NOISE:
+            raise ValueError(f"Unknown c_noise {c_noise!r}.{suggest(c_noise, C_NOISE)}")
         if not sigma_data > 0:
             raise ValueError(
                 f"sigma_data is the standard deviation of the scaled data and must be positive; got {sigma_data}."
             )
-        self.sde, self.label_name, self.sigma_data = sde, label, float(sigma_data)
+        self.sde, self.c_noise_name, self.sigma_data = sde, c_noise, float(sigma_data)
 
-    def label(self, t: Tensor) -> Tensor:
-        """The label that the network receives for times `(B,)`."""
-        return LABELS[self.label_name](self.sde, t)
+    def c_noise(self, t: Tensor) -> Tensor:
+        """What the network is told of the noise level for times `(B,)`."""
+        return C_NOISE[self.c_noise_name](self.sde, t)
 
     def coeffs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """`m` and `std`, broadcastable to `x`."""
@@ -88,15 +91,15 @@ class Parameterization(ABC):
 class EpsParameterization(Parameterization):
     """The network predicts the noise. With `scale_input=False` it sees x itself, as in the published VP models."""
 
-    def __init__(self, sde: SDE, label: str = "log_sigma", sigma_data: float = 0.5, scale_input: bool = True) -> None:
-        super().__init__(sde, label, sigma_data)
+    def __init__(self, sde: SDE, c_noise: str = "log_sigma", sigma_data: float = 0.5, scale_input: bool = True) -> None:
+        super().__init__(sde, c_noise, sigma_data)
         self.scale_input = scale_input
 
     def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
         if not self.scale_input:
-            return network(x, self.label(t), **cond)
+            return network(x, self.c_noise(t), **cond)
         m, std = self.coeffs(x, t)
-        return network(x / torch.sqrt((m * self.sigma_data) ** 2 + std**2), self.label(t), **cond)
+        return network(x / torch.sqrt((m * self.sigma_data) ** 2 + std**2), self.c_noise(t), **cond)
 
 
 @PARAMETERIZATIONS.register("x0")
@@ -107,7 +110,7 @@ class X0Parameterization(Parameterization):
 
     def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
         m, std = self.coeffs(x, t)
-        return (x - m * network(x / torch.sqrt((m * self.sigma_data) ** 2 + std**2), self.label(t), **cond)) / std
+        return (x - m * network(x / torch.sqrt((m * self.sigma_data) ** 2 + std**2), self.c_noise(t), **cond)) / std
 
 
 @PARAMETERIZATIONS.register("v")
@@ -117,7 +120,7 @@ class VParameterization(Parameterization):
     def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
         m, std = self.coeffs(x, t)
         radius = torch.sqrt(m**2 + std**2)
-        v = network(x / torch.sqrt((m * self.sigma_data) ** 2 + std**2), self.label(t), **cond)
+        v = network(x / torch.sqrt((m * self.sigma_data) ** 2 + std**2), self.c_noise(t), **cond)
         return (std * (x / radius) + m * v) / radius
 
 
@@ -131,7 +134,7 @@ class ScoreParameterization(Parameterization):
         return -self.std(x, t) * self.score(network, x, t, **cond)
 
     def score(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
-        return network(x, self.label(t), **cond)
+        return network(x, self.c_noise(t), **cond)
 
 
 @PARAMETERIZATIONS.register("edm")
@@ -142,7 +145,7 @@ class EDMParameterization(Parameterization):
         m, std = self.coeffs(x, t)
         y, sigma = x / m, std / m
         total = torch.sqrt(sigma**2 + self.sigma_data**2)
-        out = network(y / total, self.label(t), **cond)
+        out = network(y / total, self.c_noise(t), **cond)
         return (sigma / total) * (y / total) - (self.sigma_data / total) * out
 
 
@@ -150,14 +153,14 @@ class EDMParameterization(Parameterization):
 class SMLDParameterization(ScoreParameterization):
     """Published discrete VE models: the network gives the score and is told the number of a noise level, 0 the largest.
 
-    `label = round((T − t)(n − 1)/T)`, as an integer.
+    `c_noise = round((T − t)(n − 1)/T)`, as an integer.
     """
 
     def __init__(self, sde: SDE, n: int = 1000) -> None:
         super().__init__(sde)
         self.n, self.chain = int(n), sde.chain(n)
 
-    def label(self, t: Tensor) -> Tensor:
+    def c_noise(self, t: Tensor) -> Tensor:
         return torch.round((self.sde.T - t) * (self.n - 1) / self.sde.T).long()
 
     def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond) -> Tensor:
@@ -166,25 +169,25 @@ class SMLDParameterization(ScoreParameterization):
 
 @PARAMETERIZATIONS.register("ddpm")
 class DDPMParameterization(Parameterization):
-    """Published discrete VP models: the network predicts the noise at `label = t (n − 1)`, std from the chain's
+    """Published discrete VP models: the network predicts the noise at `c_noise = t (n − 1)`, std from the chain's
     cumulative product.
 
-    With `round_label` the label is a whole number, as in training; the published sampler leaves it fractional.
+    With `round_c_noise` it is a whole number, as in training; the published sampler leaves it fractional.
     """
 
-    def __init__(self, sde: SDE, n: int = 1000, round_label: bool = False) -> None:
+    def __init__(self, sde: SDE, n: int = 1000, round_c_noise: bool = False) -> None:
         super().__init__(sde)
-        self.n, self.chain, self.round_label = int(n), sde.chain(n), round_label
+        self.n, self.chain, self.round_c_noise = int(n), sde.chain(n), round_c_noise
 
-    def label(self, t: Tensor) -> Tensor:
-        label = t * (self.n - 1) / self.sde.T
-        return torch.round(label) if self.round_label else label
+    def c_noise(self, t: Tensor) -> Tensor:
+        c_noise = t * (self.n - 1) / self.sde.T
+        return torch.round(c_noise) if self.round_c_noise else c_noise
 
     def std(self, x: Tensor, t: Tensor) -> Tensor:
-        return expand_like(self.chain.marginal(self.label(t).long())[1].to(x.dtype), x)
+        return expand_like(self.chain.marginal(self.c_noise(t).long())[1].to(x.dtype), x)
 
     def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
-        return network(x, self.label(t), **cond)
+        return network(x, self.c_noise(t), **cond)
 
     def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond) -> Tensor:
         return network(x, index, **cond)

@@ -8,7 +8,7 @@ Sources: Lin et al., "RefineNet", CVPR 2017 (refine blocks); Song & Ermon, "Gene
 of the data distribution", NeurIPS 2019, app. A (NCSN, InstanceNorm++); Song & Ermon, "Improved techniques for training
 score-based generative models", NeurIPS 2020, app. B (NCSNv2).
 
-Shapes: x (B, C, H, W); label (B,) int64, index of the noise scale, 0 = largest; y (B,) int64 class labels or None.
+Shapes: x (B, C, H, W); c_noise (B,) int64, index of the noise scale, 0 = largest; y (B,) int64 class labels or None.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class InstanceNormPlus(nn.Module):
         self.gamma = nn.Parameter(torch.empty(channels).normal_(1.0, 0.02))
         self.beta = nn.Parameter(torch.zeros(channels)) if bias else None
 
-    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor | None = None) -> Tensor:
         return _instance_norm_plus(x, self.gamma, self.alpha, self.beta)
 
 
 class ConditionalInstanceNormPlus(nn.Module):
     """InstanceNorm++ whose gamma, alpha and beta are looked up by the noise index.
 
-    One embedding row holds gamma | alpha | beta (3C numbers). label: (B,) int64. Song & Ermon 2019, app. A.
+    One embedding row holds gamma | alpha | beta (3C numbers). c_noise: (B,) int64. Song & Ermon 2019, app. A.
     """
 
     def __init__(self, channels: int, num_scales: int, *, bias: bool = True) -> None:
@@ -72,8 +72,8 @@ class ConditionalInstanceNormPlus(nn.Module):
             self.embed.weight[:, : 2 * channels].normal_(1.0, 0.02)
             self.embed.weight[:, 2 * channels :].zero_()
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        gamma, alpha, *beta = self.embed(label).chunk(3 if self.bias else 2, dim=1)
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        gamma, alpha, *beta = self.embed(c_noise).chunk(3 if self.bias else 2, dim=1)
         return _instance_norm_plus(x, gamma, alpha, beta[0] if beta else None)
 
 
@@ -84,7 +84,7 @@ class VarianceNorm(nn.Module):
         super().__init__()
         self.alpha = nn.Parameter(torch.empty(channels).normal_(1.0, 0.02))
 
-    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor | None = None) -> Tensor:
         variance = x.var(dim=(2, 3), keepdim=True)
         return self.alpha[:, None, None] * x * torch.rsqrt(variance + 1e-5)
 
@@ -134,9 +134,9 @@ class ResidualBlock(nn.Module):
             self.shortcut = _conv3x3(in_width, width, dilation) if dilation > 1 else nn.Conv2d(in_width, width, 1)
         self.norm1 = norm(in_width)
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        h = self.conv1(self.act(self.norm1(x, label)))
-        h = self.conv2(self.act(self.norm2(h, label)))
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        h = self.conv1(self.act(self.norm1(x, c_noise)))
+        h = self.conv2(self.act(self.norm2(h, c_noise)))
         h = h + (x if self.shortcut is None else self.shortcut(x))
         return F.avg_pool2d(h, 2) if self.pool else h  # the mean is linear: pool the sum once instead of both terms
 
@@ -152,11 +152,11 @@ class ResidualConvUnit(nn.Module):
         self.act = act
         self.blocks = nn.ModuleList(_ConvPair(width, norm) for _ in range(blocks))
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         for block in self.blocks:
             h = x
             for stage, conv in enumerate(block.convs):
-                h = h if block.norms is None else block.norms[stage](h, label)
+                h = h if block.norms is None else block.norms[stage](h, c_noise)
                 h = conv(self.act(h))
             x = x + h
         return x
@@ -177,11 +177,11 @@ class MultiScaleFusion(nn.Module):
         self.convs = nn.ModuleList(_conv3x3(w, width) for w in in_widths)
         self.norms = None if norm is None else nn.ModuleList(norm(w) for w in in_widths)
 
-    def forward(self, xs: Sequence[Tensor], label: Tensor) -> Tensor:
+    def forward(self, xs: Sequence[Tensor], c_noise: Tensor) -> Tensor:
         size = xs[0].shape[2:]
         total = None
         for i, (x, conv) in enumerate(zip(xs, self.convs)):
-            h = conv(x if self.norms is None else self.norms[i](x, label))
+            h = conv(x if self.norms is None else self.norms[i](x, c_noise))
             if h.shape[2:] != size:
                 h = F.interpolate(h, size=size, mode="bilinear", align_corners=True)
             total = h if total is None else total + h
@@ -200,13 +200,13 @@ class ChainedPooling(nn.Module):
         self.convs = nn.ModuleList(_conv3x3(width, width, bias=False) for _ in range(stages))
         self.norms = None if norm is None else nn.ModuleList(norm(width) for _ in range(stages))
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         x = path = self.act(x)
         for i, conv in enumerate(self.convs):
             if self.norms is None:
                 path = F.max_pool2d(path, 5, stride=1, padding=2)
             else:
-                path = F.avg_pool2d(self.norms[i](path, label), 5, stride=1, padding=2)
+                path = F.avg_pool2d(self.norms[i](path, c_noise), 5, stride=1, padding=2)
             path = conv(path)
             x = x + path
         return x
@@ -230,10 +230,10 @@ class RefineBlock(nn.Module):
         self.fuse = MultiScaleFusion(in_widths, width, norm=norm) if len(in_widths) > 1 else None
         self.pool = ChainedPooling(width, 2, norm=norm, act=act)
 
-    def forward(self, xs: Sequence[Tensor], label: Tensor) -> Tensor:
-        xs = [adapt(x, label) for adapt, x in zip(self.adapt, xs)]
-        h = xs[0] if self.fuse is None else self.fuse(xs, label)
-        return self.refine(self.pool(h, label), label)
+    def forward(self, xs: Sequence[Tensor], c_noise: Tensor) -> Tensor:
+        xs = [adapt(x, c_noise) for adapt, x in zip(self.adapt, xs)]
+        h = xs[0] if self.fuse is None else self.fuse(xs, c_noise)
+        return self.refine(self.pool(h, c_noise), c_noise)
 
 
 def _conv3x3(in_width: int, width: int, dilation: int = 1, *, bias: bool = True) -> nn.Conv2d:
@@ -264,7 +264,7 @@ class RefineNet(nn.Module):
     stage; class `num_classes` means "no class". gradient_checkpointing: recompute stages and refine blocks in the
     backward pass: less memory, more time.
 
-    Raises ValueError for images that cannot be halved as often as the network pools, TypeError for float labels.
+    Raises ValueError for images that cannot be halved as often as the network pools, TypeError for a float c_noise.
     """
 
     stages: tuple[Stage, ...]
@@ -340,26 +340,26 @@ class RefineNet(nn.Module):
         """How often the image size is halved; height and width must be multiples of 2**halvings."""
         return sum(stage.pool for stage in self.stages)
 
-    def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
-        self._check_inputs(x, label, y)
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
+        self._check_inputs(x, c_noise, y)
         h = self.conv_in(x if self.centered else 2.0 * x - 1.0)
         skips = []
         for i, stage in enumerate(self.encoder):
             if self.num_classes is not None:
                 h = h + self.class_embed[i](y)[:, :, None, None]
-            h = self._run(_apply_blocks, stage, h, label)
+            h = self._run(_apply_blocks, stage, h, c_noise)
             skips.append(h)
-        h = self._run(self.decoder[0], [skips.pop()], label)
+        h = self._run(self.decoder[0], [skips.pop()], c_noise)
         for block in self.decoder[1:]:
-            h = self._run(block, [skips.pop(), h], label)
-        return self.conv_out(self.act(self.norm_out(h, label)))
+            h = self._run(block, [skips.pop(), h], c_noise)
+        return self.conv_out(self.act(self.norm_out(h, c_noise)))
 
     def _run(self, function: Callable, *args) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *args, use_reentrant=False)
         return function(*args)
 
-    def _check_inputs(self, x: Tensor, label: Tensor, y: Tensor | None) -> None:
+    def _check_inputs(self, x: Tensor, c_noise: Tensor, y: Tensor | None) -> None:
         name = type(self).__name__
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"{name} needs images (B, {self.channels}, H, W), got a tensor of shape {tuple(x.shape)}.")
@@ -369,20 +369,20 @@ class RefineNet(nn.Module):
                 f"{name} halves the image {self.halvings} time(s): height and width must be multiples of {multiple}, "
                 f"got {x.shape[2]} x {x.shape[3]}. Pad or resize the data to such a size."
             )
-        if label.shape != x.shape[:1]:
-            raise ValueError(f"{name} needs one label per sample, shape ({x.shape[0]},), got {tuple(label.shape)}.")
-        if label.is_floating_point():
+        if c_noise.shape != x.shape[:1]:
+            raise ValueError(f"{name} needs one c_noise per sample, shape ({x.shape[0]},), got {tuple(c_noise.shape)}.")
+        if c_noise.is_floating_point():
             raise TypeError(
-                f"{name} takes the integer index of the noise scale (0 = largest) as its label, got {label.dtype}: use "
+                f"{name} takes the integer index of the noise scale (0 = largest) as c_noise, got {c_noise.dtype}: use "
                 "the parameterisation 'smld'."
             )
         # Reading the values costs a synchronisation on an accelerator and a graph break under compile: CPU only.
-        if label.device.type == "cpu" and not torch.compiler.is_compiling() and label.numel():
-            low, high = int(label.min()), int(label.max())
+        if c_noise.device.type == "cpu" and not torch.compiler.is_compiling() and c_noise.numel():
+            low, high = int(c_noise.min()), int(c_noise.max())
             if low < 0 or high >= self.num_scales:
                 raise ValueError(
-                    f"{name} has {self.num_scales} noise scales, labels 0 to {self.num_scales - 1}; got labels from "
-                    f"{low} to {high}."
+                    f"{name} has {self.num_scales} noise scales, c_noise from 0 to {self.num_scales - 1}; got numbers "
+                    f"from {low} to {high}."
                 )
         if (y is None) != (self.num_classes is None):
             problem = "needs class labels y of shape (B,)" if y is None else "was built without class labels: pass no y"
@@ -395,7 +395,7 @@ class RefineNet(nn.Module):
             input_checks.check_range("y", y, self.num_classes + 1, f"{name}(num_classes={self.num_classes})")
 
 
-def _apply_blocks(blocks: nn.ModuleList, h: Tensor, label: Tensor) -> Tensor:
+def _apply_blocks(blocks: nn.ModuleList, h: Tensor, c_noise: Tensor) -> Tensor:
     for block in blocks:
-        h = block(h, label)
+        h = block(h, c_noise)
     return h

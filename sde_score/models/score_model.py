@@ -16,9 +16,9 @@ class ScoreModel(nn.Module):
     The inner currency is ε̂, the predicted noise in `x_t = m x_0 + std ε`; the outer one is `score = −ε̂/std`.
 
     Args:
-        network: called as `network(x, label, **cond)`; returns a tensor of the shape of `x`.
+        network: called as `network(x, c_noise, **cond)`; returns a tensor of the shape of `x`.
         sde: the forward process.
-        parameterization: a spec, e.g. `"eps"`, `"edm(sigma_data=0.5)"`, `"eps(label='999t', scale_input=False)"`.
+        parameterization: a spec, e.g. `"eps"`, `"edm(sigma_data=0.5)"`, `"eps(c_noise='999t', scale_input=False)"`.
     """
 
     def __init__(self, network: nn.Module, sde: SDE, parameterization: str | Parameterization = "eps") -> None:
@@ -36,8 +36,8 @@ class ScoreModel(nn.Module):
         if t.device.type == "cpu" and t.is_floating_point() and not torch.compiler.is_compiling():
             self.sde.check_time(t)
 
-    def _network(self, x: Tensor, label: Tensor, **cond) -> Tensor:
-        out = self.network(x, label, **cond)
+    def _network(self, x: Tensor, c_noise: Tensor, **cond) -> Tensor:
+        out = self.network(x, c_noise, **cond)
         if out.shape != x.shape:
             raise ValueError(
                 f"The network returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; they must be equal."

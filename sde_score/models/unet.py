@@ -87,7 +87,7 @@ class Stage(nn.ModuleList):
 
 @MODELS.register("unet")
 class UNet(nn.Module):
-    """U-Net of residual blocks for series, images and volumes of any size: `network(x, label, y) -> like x`.
+    """U-Net of residual blocks for series, images and volumes of any size: `network(x, c_noise, y) -> like x`.
 
     Each level halves every axis, rounding up (an axis of length one stays), and the way up returns to the size of the
     skip connection: nothing is padded, and a network made for one size runs on others. The output layer starts at
@@ -166,15 +166,15 @@ class UNet(nn.Module):
             return checkpoint(stage, *inputs, use_reentrant=False)
         return stage(*inputs)
 
-    def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
-        """The output for `x: (B, C, ...)`, `label: (B,)` and, with classes, `y: (B,)` of integers.
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
+        """The output for `x: (B, C, ...)`, `c_noise: (B,)` and, with classes, `y: (B,)` of integers.
 
-        Raises `ValueError` for a wrong number of axes or channels, and for a wrong label or class.
+        Raises `ValueError` for a wrong number of axes or channels, and for a wrong c_noise or class.
         """
         if x.ndim != len(self.shape) + 1 or x.shape[1] != self.shape[0]:
             wanted = AXES[len(self.shape) - 1].format(self.shape[0])
             raise ValueError(f"This unet (shape={self.shape}) takes x of shape ({wanted}); got {tuple(x.shape)}.")
-        cond, plain = self.cond(x, label, y), needs_plain_attention(x)
+        cond, plain = self.cond(x, c_noise, y), needs_plain_attention(x)
         angles = [2 * math.pi * f * x for f in self.fourier]
         h = self.conv_in(torch.cat([x, *map(torch.sin, angles), *map(torch.cos, angles)], 1))
         skips = [h]

@@ -106,8 +106,8 @@ class SDE(ABC):
     def _not_linear(self, what: str) -> str:
         return (
             f"{type(self).__name__} is not a LinearSDE and has not {what}. With a known marginal_prob(x0, t) it trains "
-            "by --config.model.parameterization=\"eps(label='t', scale_input=False)\" --config.training.objective=dsm, "
-            "and samples with --config.sampling.predictor=euler_maruyama --config.sampling.denoise=mean "
+            "by --config.model.parameterization=\"eps(c_noise='t', scale_input=False)\" "
+            "--config.training.objective=dsm, and samples with --config.sampling.predictor=euler_maruyama --config.sampling.denoise=mean "
             "--config.sampling.times=uniform."
         )
 

@@ -378,8 +378,8 @@ def test_errors_say_what_is_wrong():
     for arguments, message in [
         ((x[:, :1], label), r"needs images of shape \(B, 3, H, W\), got \(2, 1, 8, 8\)"),
         ((x[..., :6], label), "multiples of 4, got 8 x 6"),
-        ((x, label[:1]), "one label per sample"),
-        ((x, label * 0), "needs `label` > 0"),
+        ((x, label[:1]), "one c_noise per sample"),
+        ((x, label * 0), "needs `c_noise` > 0"),
         ((x, label, torch.zeros(2, dtype=torch.long)), "without classes"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -185,7 +185,7 @@ def test_errors_say_what_to_write():
         network(x, torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match="3 noise scales"):
         network(x, torch.tensor([0, 3]))
-    with pytest.raises(ValueError, match="one label per sample"):
+    with pytest.raises(ValueError, match="one c_noise per sample"):
         network(x, torch.tensor([0]))
     with pytest.raises(ValueError, match="images"):
         network(torch.rand(2, 3), torch.tensor([0, 1]))

@@ -89,13 +89,13 @@ class _Tanh(torch.nn.Module):
         return out if y is None else out + expand_like(y.to(x), x)
 
 
-@pytest.mark.parametrize("name", ["score(label='sigma')", "smld"])
+@pytest.mark.parametrize("name", ["score(c_noise='sigma')", "smld"])
 def test_a_network_that_gives_the_score_is_taken_at_its_word(name):
     """To the last bit: not by way of ε̂, whose product and quotient with std would round twice."""
     sde, _, _, t, _, _, x = setup("ve", dtype=torch.float32)
     model = ScoreModel(network := torch.nn.Module(), sde, name)
     network.forward = lambda x, label: torch.sin(3 * x) + label[:, None]
-    assert torch.equal(model(x, t), network(x, model.parameterization.label(t)))
+    assert torch.equal(model(x, t), network(x, model.parameterization.c_noise(t)))
 
 
 def test_conditions_reach_the_network_and_can_be_bound():
@@ -118,6 +118,6 @@ def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match="network returned shape"):
         ScoreModel(Cut(), SDES.build("vp"))(torch.randn(4, 2), torch.rand(4))
     with pytest.raises(ValueError, match="Did you mean 'log_sigma'"):
-        PARAMETERIZATIONS.build("eps(label='logsigma')", SDES.build("vp"))
+        PARAMETERIZATIONS.build("eps(c_noise='logsigma')", SDES.build("vp"))
     with pytest.raises(ValueError, match="sigma_data"):
         PARAMETERIZATIONS.build("edm(sigma_data=0.)", SDES.build("vp"))

@@ -46,9 +46,9 @@ class Draws:
 
 
 CONTINUOUS = {
-    "ve": "score(label='sigma')",
-    "vp": "eps(label='999t', scale_input=False)",
-    "subvp": "eps(label='999t', scale_input=False)",
+    "ve": "score(c_noise='sigma')",
+    "vp": "eps(c_noise='999t', scale_input=False)",
+    "subvp": "eps(c_noise='999t', scale_input=False)",
 }
 
 
@@ -90,7 +90,7 @@ def test_score_conventions(golden_dir):
         else:
             spec = f"{'smld' if case['kind'] == 've' else 'ddpm'}(n={case['N']})"
         parameterization = PARAMETERIZATIONS.build(spec, published_sde(case["kind"]))
-        label = parameterization.label(g["t"])
+        label = parameterization.c_noise(g["t"])
         assert str(label.dtype) == case["label_dtype"]
         close(label, g[f"c{i}_labels"])
         score = -parameterization.eps(network, g["x"], g["t"]) / parameterization.std(g["x"], g["t"])

@@ -69,7 +69,7 @@ def test_general_sde(cli, plugin, toy_config, tmp_path):
     answer = cli("train", *base)
     assert answer.code != 0 and "euler_maruyama" in answer.err or "denoise='mean'" in answer.err
     fitting = [
-        "--config.model.parameterization=eps(label='t', scale_input=False)",
+        "--config.model.parameterization=eps(c_noise='t', scale_input=False)",
         "--config.sampling.predictor=euler_maruyama",
         "--config.sampling.denoise=mean",
     ]

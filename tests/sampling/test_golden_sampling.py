@@ -96,14 +96,14 @@ def test_whole_pc_runs(golden_dir, name):
     sde, network = golden_network(meta, g["mu"])
     n = meta["N"]
     if meta["continuous"]:
-        spec = "score(label='sigma')" if meta["kind"] == "ve" else "eps(label='999t', scale_input=False)"
+        spec = "score(c_noise='sigma')" if meta["kind"] == "ve" else "eps(c_noise='999t', scale_input=False)"
     else:
         spec = f"smld(n={n})"
     parameterization = PARAMETERIZATIONS.build(spec, sde)
     labels = []
 
     def score_fn(x, t):
-        labels.append(parameterization.label(t))
+        labels.append(parameterization.c_noise(t))
         return -parameterization.eps(network, x, t) / parameterization.std(x, t)
 
     eta = ", eta=0." if meta["probability_flow"] else ""
@@ -136,7 +136,7 @@ def test_published_ode_sampler(golden_dir, kind):
     # Where a CPU rounds as the recording one did, all three agree to 1e-5; another gave 7e-5 for vp: the solver's own
     # tolerance of 1e-5 a step, over ten steps.
     _, network = golden_network(meta, g["mu"])
-    spec = "score(label='sigma')" if kind == "ve" else "eps(label='999t', scale_input=False)"
+    spec = "score(c_noise='sigma')" if kind == "ve" else "eps(c_noise='999t', scale_input=False)"
     parameterization = PARAMETERIZATIONS.build(spec, sde)
 
     def score_fn(x, t):

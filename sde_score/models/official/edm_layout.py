@@ -9,7 +9,7 @@ with EDM's own code and in a place where that is safe: `torch.save(net.state_dic
 
 What differs from ours: blocks are named by resolution ("enc.16x16_block0"); attention is part of its block, with
 query, key and value interleaved in one 1x1 convolution (row 3c + k: channel c of q, k, v for k = 0, 1, 2); the FIR
-filters are stored; the label is c_noise, ln(sigma)/4 for EDM's own preconditioning. A class enters the network before
+filters are stored; c_noise is ln(sigma)/4 for EDM's own preconditioning. A class enters the network before
 its first linear map, so a chosen class (or none) is exactly a change of that map's bias: that is how conditional
 weights are loaded. The map of augmentation labels has no part in sampling and is dropped.
 
@@ -38,9 +38,9 @@ _BLOCK = (("norm1", "norm0"), ("conv1", "conv0"), ("emb", "affine"), ("norm2", "
 
 
 def edm_parameterization(network: NCSNpp, sigma_data: float = 0.5) -> str:
-    """The parameterisation spec that makes an imported network EDM's denoiser; the label is c_noise = ln(sigma)/4."""
-    label = "fourth_root_sigma" if network.embedding_type == "fourier" else "quarter_log_sigma"
-    return f"edm(label={label!r}, sigma_data={sigma_data!r})"
+    """The parameterisation spec that makes an imported network EDM's denoiser, with c_noise = ln(sigma)/4."""
+    c_noise = "fourth_root_sigma" if network.embedding_type == "fourier" else "quarter_log_sigma"
+    return f"edm(c_noise={c_noise!r}, sigma_data={sigma_data!r})"
 
 
 def edm_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -256,7 +256,7 @@ def unet_arguments(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Registered name and constructor arguments for an original configuration (sections model, data, training).
 
     Keys that the network ignores are left out; keys that are absent take the constructor's default. Raises `ValueError`
-    for another model, and for Fourier features without continuous training (their label must be sigma).
+    for another model, and for Fourier features without continuous training (their c_noise must be sigma).
     """
     model, data = config["model"], config["data"]
     name = model["name"]
