@@ -107,8 +107,8 @@ class SDE(ABC):
         return (
             f"{type(self).__name__} is not a LinearSDE and has not {what}. With a known marginal_prob(x0, t) it trains "
             "by --config.model.parameterization=\"eps(c_noise='t', scale_input=False)\" "
-            "--config.training.objective=dsm, and samples with --config.sampling.predictor=euler_maruyama --config.sampling.denoise=mean "
-            "--config.sampling.times=uniform."
+            "--config.training.objective=dsm, and samples with --config.sampling.predictor=euler_maruyama "
+            "--config.sampling.denoise=mean --config.sampling.times=uniform."
         )
 
     def require_diagonal_noise(self, what: str) -> None:
