@@ -12,6 +12,7 @@ ROWS = [
     {"run"},
     {"training", "data", "metrics", "visual"},
     {"sampling", "likelihood", "guidance", "objectives", "models"},
+    {"score"},
     {"sdes", "solvers"},
     {"tensors"},
     {"registry", "protocols"},

@@ -323,7 +323,7 @@ class Sampler(ABC):
             self.check_finite(x, end.step, self.t_min)
         return SampleResult(x, score.nfe(len(x)), end.info)
 
-    def check_constraint(self) -> None:  # noqa: B027: most samplers can
+    def check_constraint(self) -> None:  # noqa: B027
         """Raise `ValueError` where this sampler cannot apply a constraint."""
 
     def finish(self, score: Score, end: End) -> Tensor:

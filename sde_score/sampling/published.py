@@ -18,7 +18,7 @@ from sde_score.sampling.correctors import NoneCorrector, check_langevin, langevi
 from sde_score.sampling.predictors import NonePredictor, check_eta
 from sde_score.sampling.samplers import GPU_CHECK_EVERY, ODESampler
 from sde_score.score import Score
-from sde_score.sdes.base import SDE, Chain
+from sde_score.sdes.base import SDE
 from sde_score.tensors import expand_like
 
 PUBLISHED_PREDICTORS = Registry("published predictor")
@@ -28,9 +28,9 @@ PUBLISHED_CORRECTORS = Registry("published corrector")
 class ChainPredictor(Predictor):
     """A predictor that takes one step down the chain at time `t`, wherever the grid goes next."""
 
-    def __init__(self, sde: SDE, chain: Chain, eta: float = 1.0) -> None:
+    def __init__(self, sde: SDE, n: int, eta: float = 1.0) -> None:
         super().__init__(sde)
-        self.chain, self.eta = chain, check_eta(eta)
+        self.n, self.eta = n, check_eta(eta)
 
 
 @PUBLISHED_PREDICTORS.register("euler_maruyama")
@@ -38,7 +38,7 @@ class ChainEulerMaruyama(ChainPredictor):
     """`x_mean = x − f_rev T/N`, `x = x_mean + g √(T/N) z`."""
 
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:
-        reverse, dt = self.sde.reverse(score_fn, eta=self.eta), self.sde.T / self.chain.n
+        reverse, dt = self.sde.reverse(score_fn, eta=self.eta), self.sde.T / self.n
         x_mean = x - reverse.drift(x, t) * dt
         return x_mean + reverse.apply_diffusion(x, t, noise(x)) * dt**0.5, x_mean
 
@@ -46,6 +46,10 @@ class ChainEulerMaruyama(ChainPredictor):
 @PUBLISHED_PREDICTORS.register("reverse_diffusion")
 class ChainReverseDiffusion(ChainPredictor):
     """`x_mean = x − F + ½(1 + η²) G² s`, `x = x_mean + η G z`, F and G from the chain (Song et al. 2021, eq. 46)."""
+
+    def __init__(self, sde: SDE, n: int, eta: float = 1.0) -> None:
+        super().__init__(sde, n, eta)
+        self.chain = sde.chain(n)
 
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:
         shift, scale = self.chain.forward(x, t)
@@ -57,8 +61,9 @@ class ChainReverseDiffusion(ChainPredictor):
 class ChainAncestralSampling(ChainPredictor):
     """The chain's own posterior (Song et al. 2021, eqs. 4 and 47)."""
 
-    def __init__(self, sde: SDE, chain: Chain) -> None:
-        super().__init__(sde, chain)
+    def __init__(self, sde: SDE, n: int) -> None:
+        super().__init__(sde, n)
+        self.chain = sde.chain(n)
 
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:
         x_mean, scale = self.chain.posterior(score_fn(x, t), x, t)
@@ -69,7 +74,7 @@ class ChainAncestralSampling(ChainPredictor):
 class ChainNone(NonePredictor):
     """No prediction."""
 
-    def __init__(self, sde: SDE, chain: Chain) -> None:
+    def __init__(self, sde: SDE, n: int) -> None:
         super().__init__(sde)
 
 
@@ -79,9 +84,9 @@ class ChainLangevin(Corrector):
 
     batch_coupled = True
 
-    def __init__(self, sde: SDE, chain: Chain, snr: float = 0.16, n_steps: int = 1) -> None:
+    def __init__(self, sde: SDE, n: int, snr: float = 0.16, n_steps: int = 1) -> None:
         super().__init__(sde)
-        self.chain = chain
+        self.chain = sde.chain(n)
         self.snr, self.n_steps = check_langevin(snr, n_steps)
 
     def step_size(self, score: Tensor, z: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -106,7 +111,7 @@ class ChainAnnealedLangevin(ChainLangevin):
 class ChainNoCorrection(NoneCorrector):
     """No correction."""
 
-    def __init__(self, sde: SDE, chain: Chain) -> None:
+    def __init__(self, sde: SDE, n: int) -> None:
         super().__init__(sde)
 
 
@@ -140,9 +145,8 @@ class PublishedSampler(Sampler):
         super().__init__(sde, t_min=t_min, denoise=denoise)
         if steps < 2:
             raise ValueError(f"The published grid has at least two times; got steps={steps}.")
-        self.chain = sde.chain(int(steps))
-        self.predictor = PUBLISHED_PREDICTORS.build(predictor, sde, self.chain)
-        self.corrector = PUBLISHED_CORRECTORS.build(corrector, sde, self.chain)
+        self.predictor = PUBLISHED_PREDICTORS.build(predictor, sde, int(steps))
+        self.corrector = PUBLISHED_CORRECTORS.build(corrector, sde, int(steps))
         if not (self.predictor.moves or self.corrector.moves):
             raise ValueError("Predictor 'none' with corrector 'none' moves nothing. Choose at least one.")
         self.grid = torch.linspace(sde.T, self.t_min, int(steps), dtype=torch.float32)
@@ -192,7 +196,7 @@ class PublishedODESampler(ODESampler):
         denoise: str = "mean",
     ) -> None:
         super().__init__(sde, solver, t_min=t_min, denoise=denoise)
-        self.last = ChainReverseDiffusion(sde, sde.chain(n))
+        self.last = ChainReverseDiffusion(sde, n)
 
     def finish(self, score: Score, end: End) -> Tensor:
         if self.denoise != "mean":

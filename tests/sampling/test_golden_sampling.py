@@ -62,11 +62,11 @@ def test_single_steps(golden_dir):
         t = torch.full((len(x),), case["t"])
         if "predictor" in case:
             flow = {"eta": 0.0} if case["probability_flow"] else {}
-            predictor = PUBLISHED_PREDICTORS.get(PREDICTOR[case["predictor"]])(sde, sde.chain(n), **flow)
+            predictor = PUBLISHED_PREDICTORS.get(PREDICTOR[case["predictor"]])(sde, n, **flow)
             new, mean = predictor.step(toy_score, x, t, t - 1 / n, Replay([g[f"c{i}_noise"]]))
         else:
             settings = {"snr": case["snr"], "n_steps": case["n_steps"]}
-            corrector = PUBLISHED_CORRECTORS.get(case["corrector"])(sde, sde.chain(n), **settings)
+            corrector = PUBLISHED_CORRECTORS.get(case["corrector"])(sde, n, **settings)
             new, mean = corrector.step(toy_score, x, t, Replay(g[f"c{i}_noises"]))
             first = corrector.step_size(toy_score(x, t), g[f"c{i}_noises"][0], x, t).expand(len(x), 1, 1, 1)
             close(first.flatten() / g[f"c{i}_first_step_size"], torch.ones(len(x)))
