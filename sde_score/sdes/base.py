@@ -192,6 +192,10 @@ class SDE(ABC):
         """
         return Chain(self, n)
 
+    def prior_advice(self, reach: float) -> str:
+        """What to change when the prior does not stand for the data at T; `reach` as in `sde_score.sdes.PriorGap`."""
+        return "Centre and scale the data, or let more noise in before T: a larger T, or larger coefficients."
+
     def check_time(self, t: Tensor) -> None:
         """Raise `ValueError` when a time lies outside `[0, T]` (by more than rounding). Costs a synchronisation on a
         GPU: call it at doors.

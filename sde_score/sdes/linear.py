@@ -6,7 +6,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from sde_score.tensors import expand_like, sum_except_batch
 
 NODES = 32
 PANEL_TOLERANCE = 1e-12  # between one set of nodes and two, relative
-MOST_PANELS = 256
+FIRST_PANELS, MOST_PANELS = 32, 512
 WARN_ABOVE = 1e-6
 
 
@@ -51,8 +51,17 @@ def _wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+Transition = tuple[Tensor, Tensor]
+"""The coefficient and the variance of an affine Gaussian step."""
+
+
+def compose(first: Transition, second: Transition) -> Transition:
+    """The step that two make together."""
+    return first[0] * second[0], first[1] * second[0] ** 2 + second[1]
+
+
 def smooth_panels(
-    transition: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], T: float, dtype: torch.dtype, device: torch.device
+    transition: Callable[[Tensor, Tensor], Transition], T: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[float], float]:
     """Cut [0, T] where `transition(s, t) -> (a, variance)` over a whole panel differs from that over its halves.
 
@@ -61,40 +70,51 @@ def smooth_panels(
     such a place, which nodes can miss: a jump leaves two panels.
     """
 
-    def errors(low: Tensor, high: Tensor) -> Tensor:
-        middle = 0.5 * (low + high)
-        whole, first, second = (transition(s, t) for s, t in ((low, high), (low, middle), (middle, high)))
-        split = first[0] * second[0], first[1] * second[0] ** 2 + second[1]
-        gaps = [((w - p).abs() / p.abs().clamp(min=1e-300)).reshape(len(low), -1).max(1).values for w, p in
-                zip(whole, split)]  # fmt: skip
-        return torch.nan_to_num(torch.maximum(*gaps), nan=0.0, posinf=0.0)  # infinite at an end: nothing to be gained
+    def gap(whole: Transition, parts: Transition) -> Tensor:
+        """The larger of both relative differences, `(B,)`; 0 where it is not finite: nothing to be gained there."""
+        gaps = [((w - p).abs() / p.abs().clamp(min=1e-300)).reshape(len(w), -1).max(1).values for w, p in
+                zip(whole, parts)]  # fmt: skip
+        return torch.nan_to_num(torch.maximum(*gaps), nan=0.0, posinf=0.0)
 
-    pending = torch.tensor([[0.0, T]], dtype=dtype, device=device)
+    # a first look close enough to see a narrow pulse
+    ends = torch.linspace(0, T, FIRST_PANELS + 1, dtype=dtype, device=device)
+    pending = torch.stack([ends[:-1], ends[1:]], 1)
     leaves, breaks, worst = [], [], 0.0
     while len(pending):
-        gap = errors(pending[:, 0], pending[:, 1])
+        low, high = pending.T
+        middle = 0.5 * (low + high)
+        error = gap(transition(low, high), compose(transition(low, middle), transition(middle, high)))
         # a short panel weighs by its share of the whole
-        short = gap * (pending[:, 1] - pending[:, 0]) / T < 1e-3 * PANEL_TOLERANCE
-        done = (gap < PANEL_TOLERANCE) | short
-        crowded = len(leaves) + 2 * len(pending) > MOST_PANELS
-        if crowded:
-            worst = max(worst, float((gap * ~done).max()))
+        short = error * (high - low) / T < 1e-3 * PANEL_TOLERANCE
+        done = (error < PANEL_TOLERANCE) | short
+        if len(leaves) + 2 * len(pending) > MOST_PANELS:
+            worst = max(worst, float((error * ~done).max()))
             done = torch.ones_like(done)
         leaves += pending[done].tolist()
-        breaks += pending[short & (gap >= PANEL_TOLERANCE)].mean(1).tolist()
-        low, high = pending[~done].T
-        middle = 0.5 * (low + high)
+        breaks += pending[short & (error >= PANEL_TOLERANCE)].mean(1).tolist()
+        low, middle, high = (edge[~done] for edge in (low, middle, high))
         pending = torch.cat([torch.stack([low, middle], 1), torch.stack([middle, high], 1)])
     leaves.sort()
-    ends = [0.0]
-    for (low, high), (_, beyond) in zip(leaves, leaves[1:]):
+    edges = torch.tensor(leaves, dtype=dtype, device=device)
+    pieces = transition(edges[:, 0], edges[:, 1])
+    if not breaks:
+        everything = reduce(compose, (tuple(c[k : k + 1] for c in pieces) for k in range(len(leaves))))
+        if float(gap(transition(ends[:1], ends[-1:]), everything)) <= PANEL_TOLERANCE:
+            return [0.0, T], worst
+    kept, begin, joined = [0.0], edges[:1, 0], None
+    for k, (low, high) in enumerate(leaves):
         rough = [b for b in breaks if low < b < high]
-        joined = torch.tensor([[ends[-1], beyond]], dtype=dtype, device=device)
+        piece = tuple(c[k : k + 1] for c in pieces)
+        longer = piece if joined is None else compose(joined, piece)
+        whole = transition(begin, edges[k : k + 1, 1])
+        if joined is not None and not rough and float(gap(whole, longer)) > max(PANEL_TOLERANCE, worst):
+            kept.append(low)
+            begin, longer = edges[k : k + 1, 0], piece
+        joined = longer
         if rough:
-            ends += rough
-        elif float(errors(joined[:, 0], joined[:, 1])) > max(PANEL_TOLERANCE, worst):
-            ends.append(high)
-    return [*ends, T], worst
+            kept += rough
+            begin, joined = edges.new_tensor(rough[-1:]), None
+    return [*kept, T], worst
 
 
 class LinearSDE(SDE):
@@ -196,10 +216,10 @@ class LinearSDE(SDE):
             return self._gauss(s, t)
         low, high = (torch.clamp(v[:, None], ends[:-1], ends[1:]).reshape(-1) for v in (s, t))
         means, variances = (c.reshape(len(s), len(ends) - 1, *c.shape[1:]) for c in self._gauss(low, high))
-        mean, variance = means[:, 0], variances[:, 0]
+        whole = means[:, 0], variances[:, 0]
         for k in range(1, means.shape[1]):
-            mean, variance = mean * means[:, k], variance * means[:, k] ** 2 + variances[:, k]
-        return mean, variance
+            whole = compose(whole, (means[:, k], variances[:, k]))
+        return whole
 
     def _panels(self, like: Tensor) -> list[float]:
         """Ends of the panels of [0, T] in each of which one set of nodes suffices: found once, where coefficients have

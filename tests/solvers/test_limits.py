@@ -72,7 +72,8 @@ def test_a_callback_or_a_function_that_raises_leaves_no_threads():
     before = threading.active_count()
     for settings in ({"callback": callback}, {}):
         with pytest.raises(Stop):
-            solve_ode(func if not settings else lambda x, t: -x, torch.ones(20, 2), 0.0, 1.0, solver="scipy", **settings)
+            right_hand_side = (lambda x, t: -x) if settings else func
+            solve_ode(right_hand_side, torch.ones(20, 2), 0.0, 1.0, solver="scipy", **settings)
         assert threading.active_count() == before
 
 
