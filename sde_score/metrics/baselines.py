@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import MetricResult, data_hash, standard_error
+from sde_score.metrics.base import MetricResult, data_hash, standard_error
 
 
 def _as_levels(x: Tensor, levels: int) -> Tensor:

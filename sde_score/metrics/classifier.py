@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import FEATURES, to_unit
+from sde_score.metrics.base import FEATURES, to_unit
 
 
 @FEATURES.register("classifier")

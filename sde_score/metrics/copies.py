@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .base import METRICS, FeatureSet, Metric, MetricResult, as_pair, squared_distances
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_pair, squared_distances
 
 
 def nearest_distance(x: Tensor, train: Tensor, *, chunk: int = 2000) -> tuple[Tensor, Tensor]:

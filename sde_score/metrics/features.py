@@ -9,7 +9,7 @@ import os
 import torch
 from torch import Tensor, nn
 
-from .base import FEATURES
+from sde_score.metrics.base import FEATURES
 
 
 @FEATURES.register("pixels")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .base import METRICS, FeatureSet, Metric, MetricResult, as_features, as_pair, block_indices
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_features, as_pair, block_indices
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .base import METRICS, FeatureSet, Metric, MetricResult, as_features, block_indices, standard_error
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_features, block_indices, standard_error
 
 
 def inception_score(probabilities: Tensor) -> float:

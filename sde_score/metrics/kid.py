@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import METRICS, FeatureSet, Metric, MetricResult, as_pair, standard_error
-from .mmd import block_mmd2, number_of_blocks
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_pair, standard_error
+from sde_score.metrics.mmd import block_mmd2, number_of_blocks
 
 
 def polynomial_kernel(x: Tensor, y: Tensor, *, degree: int = 3) -> Tensor:

@@ -7,7 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .base import METRICS, FeatureSet, Metric, MetricResult, as_pair, block_indices, squared_distances, standard_error
+from sde_score.metrics.base import (
+    METRICS,
+    FeatureSet,
+    Metric,
+    MetricResult,
+    as_pair,
+    block_indices,
+    squared_distances,
+    standard_error,
+)
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import METRICS, FeatureSet, Metric, MetricResult, as_pair, standard_error
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_pair, standard_error
 
 
 def wasserstein_1d(x: Tensor, y: Tensor, *, p: float = 2.0) -> Tensor:
