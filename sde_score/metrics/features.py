@@ -105,6 +105,12 @@ class Inception:
             x = x.expand(-1, 3, -1, -1)
         if x.shape[1] != 3:
             raise ValueError(f"Inception features need 1 or 3 channels, got {x.shape[1]}.")
+        low, high = float(x.min()), float(x.max())
+        if not (low > -0.5 and high < 1.5):  # overshoot is clipped; another range would be a wrong FID in silence
+            raise ValueError(
+                f"Inception features need images in [0, 1], got values from {low:.3g} to {high:.3g}. Scale them, or "
+                "pass integers with their levels to extract."
+            )
         pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8)
         self.network.to(x.device)
         features, logits = self.network(pixels)

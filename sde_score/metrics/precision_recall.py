@@ -7,12 +7,23 @@ diversity metrics", eq. 3 and 4 (density, coverage).
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_pair, squared_distances
+from sde_score.metrics.base import (
+    METRICS,
+    FeatureSet,
+    Metric,
+    MetricResult,
+    as_pair,
+    jackknife,
+    jackknife_error,
+    require_groups,
+    squared_distances,
+)
 
 
 class PRDC(NamedTuple):
@@ -49,7 +60,13 @@ def prdc(fake: Tensor, real: Tensor, *, k: int = 5, chunk: int = 2000) -> PRDC:
 
     Args:
         fake: ``(N, d)``; real: ``(M, d)``.
+        k: neighbours; both sets need more than k samples.
+        chunk: generated samples at a time; bounds the memory.
+
+    Raises:
+        ValueError: too few samples, or features that are not finite.
     """
+    fake, real = (features.x for features in as_pair(fake, real))
     real_radii, fake_radii = neighbour_radii(real, k), neighbour_radii(fake, k)
     precise = torch.zeros(len(fake), dtype=torch.bool)
     covered = torch.zeros(len(real), dtype=torch.bool)
@@ -63,36 +80,46 @@ def prdc(fake: Tensor, real: Tensor, *, k: int = 5, chunk: int = 2000) -> PRDC:
         covered |= in_real.any(0)
         recalled |= (d2 <= fake_radii[part, None]).any(0)
         inside += int(in_real.sum())
-    mean = lambda hit: float(hit.double().mean())  # noqa: E731
-    return PRDC(mean(precise), mean(recalled), inside / (k * len(fake)), mean(covered))
+    precision, recall, coverage = (float(hit.double().mean()) for hit in (precise, recalled, covered))
+    return PRDC(precision, recall, inside / (k * len(fake)), coverage)
 
 
 @METRICS.register("prdc")
 class PrecisionRecall(Metric):
-    """Improved precision and recall, density and coverage.
+    """Improved precision and recall, density and coverage; the formulas stand at ``prdc``.
 
-    The standard errors of the shares are binomial: they count the evaluated samples, not the choice of the manifold.
-    Precision and recall depend on both set sizes, so compare at equal N only.
+    They assume that distances in the feature space mean likeness. All depend on both set sizes, so compare at equal N
+    only; precision, recall and coverage lie in [0, 1], density has the expectation 1 for equal laws of equal size.
+
+    The standard errors are those of a delete-a-group jackknife over both sets: 0.9 to 1.9 times the true spread
+    (Gaussian features, d = 2 and 10, N = 300). A binomial error would count the evaluated samples alone and be up to
+    eight times too small, since neighbours share the balls that decide. A value of exactly 0 or 1 whose leave-out
+    values are all the same has the error 0.
 
     Args:
         k: neighbours that define a ball; the papers use 3 and 5.
+        groups: groups of the jackknife, each of which costs nearly as much as the values; 0 for no standard error.
+        seed: of the partition into groups.
     """
 
     name = "prdc"
 
-    def __init__(self, k: int = 5) -> None:
+    def __init__(self, k: int = 5, groups: int = 10, seed: int = 0) -> None:
         if k < 1:
             raise ValueError(f"PrecisionRecall(k={k}) must be at least 1; the papers use 3 and 5.")
-        self.k = k
+        require_groups("PrecisionRecall", groups)
+        self.k, self.groups, self.seed = k, groups, seed
 
     def __call__(
         self, fake: FeatureSet | Tensor, real: FeatureSet | Tensor, train: FeatureSet | None = None
     ) -> list[MetricResult]:
         fake, real = as_pair(fake, real)
         values = prdc(fake.x, real.x, k=self.k)
-        counts = {"precision": len(fake), "recall": len(real), "coverage": len(real)}
-        results = []
-        for name, value in values._asdict().items():
-            stderr = math.sqrt(value * (1 - value) / counts[name]) if name in counts else None
-            results.append(self.result(name, value, fake, real, stderr=stderr, better="higher"))
-        return results
+        left_out = jackknife(
+            partial(prdc, k=self.k), fake.x, real.x, groups=self.groups, seed=self.seed, least=self.k + 1
+        )
+        errors = [None] * len(values) if left_out is None else jackknife_error(left_out).tolist()
+        return [
+            self.result(name, value, fake, real, stderr=stderr, better="higher")
+            for name, value, stderr in zip(values._fields, values, errors)
+        ]

@@ -293,7 +293,7 @@ def test_classifier_learns_and_is_deterministic(shape):
     first = SmallClassifier(width=8, epochs=15).fit(images, labels)
     assert torch.equal(torch.get_rng_state(), before)
     second = SmallClassifier(width=8, epochs=15).fit(images, labels)
-    assert first.score(images, labels) > 0.95
+    assert first.accuracy(images, labels) > 0.95
     a, b = extract(first, images), extract(second, images)
     assert torch.equal(a.x, b.x) and a.fingerprint == b.fingerprint
     assert a.x.shape == (150, 64) and torch.allclose(a.probabilities.sum(1), torch.ones(150).double())
