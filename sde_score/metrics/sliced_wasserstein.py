@@ -76,8 +76,8 @@ class SlicedWasserstein(Metric):
 
     The standard error counts both sources, as two independent ones: the samples by a delete-a-group jackknife over both
     sets (0.9 to 1.4 times the true spread on Gaussian features), and the directions by the delta method,
-    s / sqrt(projections) * SW / (p SW^p). The second, ``details["direction_error"]``, is common to all sets that are
-    compared with one seed.
+    s / sqrt(projections) * SW / (p SW^p); a single direction tells none. The second, ``details["direction_error"]``, is
+    common to all sets that are compared with one seed.
 
     Args:
         projections: number of directions; the same ones for every call with this seed.
@@ -102,11 +102,10 @@ class SlicedWasserstein(Metric):
         fake, real = as_pair(fake, real, least=1)
         powers = partial(sliced_wasserstein, projections=self.projections, p=self.p, seed=self.seed)
         along = powers(fake.x, real.x)
-        mean = float(along.mean())
+        mean, spread = float(along.mean()), standard_error(along)
         value = mean ** (1 / self.p)
         # The delta method for the root; at zero, where it has no derivative, every direction gives zero.
-        spread = standard_error(along) or 0.0
-        directions = spread * value / (self.p * mean) if mean > 0 else 0.0
+        directions = spread and spread * value / (self.p * mean)
         left_out = jackknife(
             lambda x, y: powers(x, y).mean() ** (1 / self.p),
             fake.x,
@@ -115,5 +114,7 @@ class SlicedWasserstein(Metric):
             seed=self.seed,
             least=1,
         )
-        stderr = None if left_out is None else math.hypot(float(jackknife_error(left_out)), directions)
+        stderr = None
+        if left_out is not None and directions is not None:
+            stderr = math.hypot(float(jackknife_error(left_out)), directions)
         return [self.result("sliced_wasserstein", value, fake, real, stderr=stderr, direction_error=directions)]
