@@ -104,7 +104,8 @@ class Classes(Metric):
 
     Assumes a classifier that knows the data. Recognised samples are a binomial count: its error is
     sqrt(r (1 - r) / N). The entropy in bits lies between 0 and log2 K; plugged in, it is too low by about
-    (K - 1) / (2 N ln 2), and its error is the delta method's sqrt((sum of q log2^2 q - H^2) / N).
+    (K - 1) / (2 N ln 2), and its error is the delta method's sqrt((sum of q log2^2 q - H^2) / N), which vanishes for
+    equal shares though the entropy then still varies by an amount of order 1/N.
 
     Args:
         threshold: a sample counts as recognised when its largest class probability exceeds this.
