@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -123,7 +123,7 @@ def as_features(x: FeatureSet | Tensor, *, least: int = 2) -> FeatureSet:
         ValueError: fewer than ``least`` rows, no column, a wrong rank, or a row that is not finite (it is named).
     """
     features = x if isinstance(x, FeatureSet) else FeatureSet(torch.as_tensor(x))
-    values = features.x
+    values = torch.as_tensor(features.x)
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(
             f"Features must be (N, d) with d > 0, got {tuple(values.shape)}. Pass images through "
@@ -171,7 +171,7 @@ def data_hash(x: Tensor) -> str:
     """First twelve hexadecimal digits of the SHA-256 of type, shape and bytes."""
     x = x.detach().cpu().contiguous()
     head = f"{x.dtype} {tuple(x.shape)}".encode()
-    return hashlib.sha256(head + x.numpy().tobytes()).hexdigest()[:12]
+    return hashlib.sha256(head + x.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()[:12]
 
 
 def module_hash(module: nn.Module) -> str:
@@ -315,58 +315,6 @@ def compare(
                 raise
             results.append(MetricResult(metric.name, math.nan, n=len(fake), error=f"{type(error).__name__}: {error}"))
     return results
-
-
-def block_indices(n: int, blocks: int, seed: int) -> list[Tensor]:
-    """A seeded random partition of ``range(n)`` into ``blocks`` disjoint sets whose sizes differ by one at most."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return list(order.tensor_split(blocks))
-
-
-def jackknife(statistic: Callable[..., Any], *sets: Tensor, groups: int, seed: int, least: int = 2) -> Tensor | None:
-    """Values of a statistic with one group of rows left out, ``(groups, *)``, for ``jackknife_error``.
-
-    Group j of every set is left out together: the sets are independent, so their variances add. ``None`` when fewer
-    than ``least`` rows of a set would stay, or fewer than two groups were asked for.
-
-    Args:
-        statistic: maps the sets ``(N, d), (M, d) ...`` to a number or to several.
-        groups: number of groups, at most the size of the smallest set.
-        seed: of the partition into groups.
-    """
-    smallest = min(len(x) for x in sets)
-    groups = min(groups, smallest)
-    if groups < 2 or smallest - -(-smallest // groups) < least:
-        return None
-    parts = [block_indices(len(x), groups, seed + i) for i, x in enumerate(sets)]
-    values = []
-    for j in range(groups):
-        kept = (x[torch.cat(part[:j] + part[j + 1 :])] for x, part in zip(sets, parts))
-        values.append(torch.as_tensor(statistic(*kept), dtype=torch.float64))
-    return torch.stack(values)
-
-
-def require_groups(name: str, groups: int | None) -> None:
-    """Refuse a number of jackknife groups that gives no error."""
-    if groups is not None and (groups == 1 or groups < 0):
-        raise ValueError(f"{name}(groups={groups}): write 0 for no standard error, or at least 2.")
-
-
-def jackknife_error(values: Tensor) -> Tensor:
-    """Standard error by the delete-a-group jackknife (Efron & Tibshirani 1993, "An introduction to the bootstrap", eq.
-    11.5), ``(groups, *) -> (*)``:
-
-        se^2 = (G - 1) / G sum over j of (v_j - mean v)^2
-    """
-    groups = len(values)
-    return ((groups - 1) / groups * (values - values.mean(0)).square().sum(0)).sqrt()
-
-
-def standard_error(values: Tensor | Sequence[float]) -> float | None:
-    """Standard error of the mean of n independent values, s / sqrt(n) with s^2 = sum of (v - mean)^2 / (n - 1);
-    ``None`` for fewer than two."""
-    values = torch.as_tensor(values, dtype=torch.float64)
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 EXACT_DISTANCES = 2e10  # multiplications, some ten seconds

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sde_score.metrics.base import MetricResult, data_hash, standard_error
+from sde_score.metrics.base import MetricResult, data_hash
+from sde_score.metrics.errors import standard_error
 
 
 def _as_levels(x: Tensor, levels: int) -> Tensor:

@@ -12,18 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sde_score.metrics.base import (
-    METRICS,
-    FeatureSet,
-    Metric,
-    MetricResult,
-    as_features,
-    as_pair,
-    jackknife,
-    jackknife_error,
-    require_groups,
-    require_same_map,
-)
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_features, as_pair, require_same_map
+from sde_score.metrics.errors import jackknife, jackknife_error, require_groups
 
 
 @dataclass(frozen=True)

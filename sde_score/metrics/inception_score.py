@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_features, block_indices, standard_error
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_features
+from sde_score.metrics.errors import block_indices, standard_error
 
 
 def inception_score(probabilities: Tensor) -> float:

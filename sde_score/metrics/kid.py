@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_pair, standard_error
-from sde_score.metrics.mmd import block_mmd2, number_of_blocks, require_blocks
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_pair
+from sde_score.metrics.errors import number_of_blocks, require_blocks, standard_error
+from sde_score.metrics.mmd import block_mmd2
 
 
 def polynomial_kernel(x: Tensor, y: Tensor, *, degree: int = 3) -> Tensor:

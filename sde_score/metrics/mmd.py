@@ -7,16 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_score.metrics.base import (
-    METRICS,
-    FeatureSet,
-    Metric,
-    MetricResult,
-    as_pair,
-    block_indices,
-    squared_distances,
-    standard_error,
-)
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_pair, squared_distances
+from sde_score.metrics.errors import block_indices, number_of_blocks, require_blocks, standard_error
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
@@ -44,19 +36,6 @@ def block_mmd2(x: Tensor, y: Tensor, kernel: Kernel, *, blocks: int, seed: int) 
     """Unbiased estimates on disjoint blocks, ``(blocks,)``: independent, so their mean has an honest standard error."""
     ours, theirs = block_indices(len(x), blocks, seed), block_indices(len(y), blocks, seed + 1)
     return torch.stack([unbiased_mmd2(x[i], y[j], kernel) for i, j in zip(ours, theirs, strict=True)])
-
-
-def require_blocks(name: str, blocks: int | None) -> None:
-    """Refuse a number of blocks that is none."""
-    if blocks is not None and blocks < 1:
-        raise ValueError(f"{name}(blocks={blocks}): write at least 1 (no standard error), or None to choose.")
-
-
-def number_of_blocks(n: int, m: int, blocks: int | None) -> int:
-    """As asked for, or 10 and more so that a block has at most 1,000 rows; never so many that a block has fewer than
-    two."""
-    wanted = max(10, -(-max(n, m) // 1000)) if blocks is None else blocks
-    return max(1, min(wanted, n // 2, m // 2))
 
 
 def median_distance(x: Tensor, *, limit: int = 1000) -> float:

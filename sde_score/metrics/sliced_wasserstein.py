@@ -8,17 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sde_score.metrics.base import (
-    METRICS,
-    FeatureSet,
-    Metric,
-    MetricResult,
-    as_pair,
-    jackknife,
-    jackknife_error,
-    require_groups,
-    standard_error,
-)
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_pair
+from sde_score.metrics.errors import jackknife, jackknife_error, require_groups, standard_error
 
 
 def wasserstein_1d(x: Tensor, y: Tensor, *, p: float = 2.0) -> Tensor:

@@ -311,7 +311,7 @@ def test_too_few_held_out_samples_for_a_quantile():
 @pytest.mark.parametrize(
     "spec",
     ["fd(groups=1)", "fd(groups=-1)", "kid(degree=0)", "kid(blocks=0)", "mmd(scales=())", "mmd(scales=(0.,))",
-     "mmd(blocks=-1)", "prdc(k=0)", "prdc(groups=1)", "sliced_wasserstein(projections=0)", "sliced_wasserstein(p=0.5)",
+     "mmd(blocks=-1)", "prdc(k=0)", "prdc(blocks=0)", "sliced_wasserstein(projections=0)", "sliced_wasserstein(p=0.5)",
      "sliced_wasserstein(p=1e999)", "sliced_wasserstein(groups=1)", "inception_score(splits=0)",
      "classes(threshold=1.)", "classes(threshold=-0.1)", "copy_rate(quantile=0.)", "copy_rate(quantile=1.)"],
 )  # fmt: skip

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sde_score.metrics import FEATURES, RandomConv, SmallClassifier, compare, extract
+from sde_score.metrics import FEATURES, FeatureSet, RandomConv, SmallClassifier, compare, extract
 from sde_score.metrics.classifier import _shifted
 
 
@@ -141,13 +141,14 @@ def inception(monkeypatch):
 
 
 def test_inception_hands_over_bytes_and_takes_features_and_probabilities(inception):
-    levels = torch.randint(0, 256, (2, 1, 9, 9), generator=torch.Generator().manual_seed(0))
+    levels = torch.randint(0, 256, (1, 1, 9, 9), generator=torch.Generator().manual_seed(0))
     found = extract(inception, levels)
     features, logits = inception.network(levels.expand(-1, 3, -1, -1).to(torch.uint8))
-    assert torch.equal(found.x, features.double()) and found.x.shape == (2, 2048)
+    assert torch.equal(found.x, features.double()) and found.x.shape == (1, 2048)
     torch.testing.assert_close(found.probabilities, logits.double().softmax(1))
     assert found.fingerprint and found.feature.startswith("inception")
-    names = [r.name for r in compare(found, found, metrics=("fd", "kid", "inception_score"))]
+    few = FeatureSet(found.x[:, :9].repeat(4, 1), found.feature, probabilities=found.probabilities.repeat(4, 1))
+    names = [r.name for r in compare(few, few, metrics=("fd", "kid", "inception_score"))]
     assert names == ["fid", "kid", "inception_score"]
 
 

@@ -26,8 +26,9 @@ from sde_score.metrics import (
     polynomial_kernel,
     unbiased_mmd2,
 )
-from sde_score.metrics.base import block_indices, module_hash
-from sde_score.metrics.mmd import RBF, block_mmd2, number_of_blocks
+from sde_score.metrics.base import module_hash
+from sde_score.metrics.errors import block_indices, number_of_blocks
+from sde_score.metrics.mmd import RBF, block_mmd2
 
 
 def normal(n, d, seed, *, mean=0.0, std=1.0):
@@ -161,27 +162,24 @@ def slow_prdc(fake, real, k):
     return inside.any(1).mean(), recall, inside.sum() / (k * len(fake)), inside.any(0).mean()
 
 
-@pytest.mark.parametrize("k, groups, seed", [(1, 3, 0), (3, 4, 5)])
-def test_precision_and_recall_from_their_definitions(k, groups, seed):
-    fake, real = normal(14, 2, 0, mean=0.8), normal(11, 2, 1)
-    results = METRICS.build(f"prdc(k={k}, groups={groups}, seed={seed})")(fake, real)
+@pytest.mark.parametrize("k, blocks, seed", [(1, 3, 0), (3, 2, 5)])
+def test_precision_and_recall_from_their_definitions(k, blocks, seed):
+    fake, real = normal(44, 2, 0, mean=0.8), normal(41, 2, 1)
+    results = METRICS.build(f"prdc(k={k}, blocks={blocks}, seed={seed})")(fake, real)
     assert [r.value for r in results] == pytest.approx(slow_prdc(fake.tolist(), real.tolist(), k), rel=1e-12)
-    parts = zip(block_indices(14, groups, seed), block_indices(11, groups, seed + 1))
-    left_out = np.array(
-        [slow_prdc(*(np.delete(x, i, 0).tolist() for x, i in zip((fake, real), pair)), k) for pair in parts]
-    )
-    expected = np.sqrt((groups - 1) * left_out.var(0))
-    assert [r.stderr for r in results] == pytest.approx(expected.tolist(), rel=1e-9)
+    pairs = zip(block_indices(44, blocks, seed), block_indices(41, blocks, seed + 1))
+    parts = np.array([slow_prdc(fake[i].tolist(), real[j].tolist(), k) for i, j in pairs])
+    assert [r.stderr for r in results] == pytest.approx(list(parts.std(0, ddof=1) / math.sqrt(blocks)), rel=1e-9)
     assert [r.name for r in results] == ["precision", "recall", "density", "coverage"]
-    assert {r.better for r in results} == {"higher"}
+    assert {r.better for r in results} == {"higher"} and {r.details["n_blocks"] for r in results} == {blocks}
 
 
-def test_errors_of_precision_and_recall_need_enough_samples():
-    """k + 1 must stay: of 7 samples in groups of one, 6 do, which serve k = 5 but not k = 6."""
-    x, y = normal(7, 2, 0), normal(7, 2, 1)
-    assert METRICS.build("prdc(k=5)")(x, y)[0].stderr is not None
-    assert METRICS.build("prdc(k=6)")(x, y)[0].stderr is None
-    assert METRICS.build("prdc(k=5, groups=0)")(x, y)[0].stderr is None
+@pytest.mark.parametrize(
+    "n, m, k, blocks", [(60, 60, 5, 2), (59, 80, 5, 1), (80, 59, 5, 1), (60, 60, 6, 1), (700, 450, 5, 10)]
+)
+def test_blocks_of_precision_and_recall_have_five_times_as_many_samples_as_they_need(n, m, k, blocks):
+    result = METRICS.build(f"prdc(k={k})")(normal(n, 2, 0), normal(m, 2, 1))[0]
+    assert result.details["n_blocks"] == blocks and (result.stderr is None) == (blocks == 1)
 
 
 # Classes and inception score
@@ -253,9 +251,16 @@ def test_rounding_gives_no_negative_distance():
         assert 0 <= value < 1e-7 * scale
 
 
+def test_hashes_of_any_type():
+    for dtype in (torch.bfloat16, torch.bool, torch.int64):
+        assert extract("pixels", torch.zeros(2, 1, 2, 2, dtype=dtype)).data_hash
+    x = torch.rand(2, 6)
+    assert extract("pixels", x[:, ::2]).data_hash == extract("pixels", x[:, ::2].clone()).data_hash
+
+
 def test_seed_and_groups_reach_the_jackknife():
     x, y = normal(40, 3, 0), normal(30, 3, 1)
-    for first, second in (("fd", "fd(seed=1)"), ("prdc", "prdc(seed=1)"), ("fd(groups=5)", "fd(groups=6)"),
+    for first, second in (("fd", "fd(seed=1)"), ("fd(groups=5)", "fd(groups=6)"),
                           ("sliced_wasserstein(groups=5)", "sliced_wasserstein(groups=6)")):  # fmt: skip
         a, b = METRICS.build(first)(x, y)[0], METRICS.build(second)(x, y)[0]
         assert a.value == b.value and a.stderr != b.stderr

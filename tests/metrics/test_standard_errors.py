@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sde_score.metrics import METRICS, FeatureSet, FrechetDistance, GaussianStats
-from sde_score.metrics.base import jackknife, jackknife_error, standard_error
+from sde_score.metrics.errors import jackknife, jackknife_error, standard_error
 
 
 def normal(n, d, seed, *, mean=0.0, std=1.0):
@@ -131,11 +131,10 @@ def test_standard_errors_agree_with_a_bootstrap(spec):
     assert (ratio > 0.7).all() and (ratio < 1.35).all(), ratio
 
 
-@pytest.mark.parametrize("spec, high", [*((spec, 1.4) for spec in SMOOTH), ("prdc", 2.2), ("copy_rate", 1.4)])
+@pytest.mark.parametrize("spec, high", [*((spec, 1.4) for spec in SMOOTH), ("prdc", 2.0), ("copy_rate", 1.4)])
 def test_standard_errors_agree_with_fresh_draws(spec, high):
     """Deviation of the value over 60 independent data sets, itself known to 9 %: bounds are three and a half of those
-    (false alarm 1e-3 for each), and for prdc the jackknife's known excess. Neighbours do not survive a bootstrap, whose
-    duplicates have distance 0."""
+    (false alarm 1e-3 for each), but for recall, which is near 1 and so on small sets fluctuates more. Neighbours do not survive a bootstrap, whose duplicates have distance 0."""
     train = FeatureSet(normal(200, 3, 77))
     values, errors = [], []
     for s in range(60):
