@@ -134,7 +134,8 @@ def test_standard_errors_agree_with_a_bootstrap(spec):
 @pytest.mark.parametrize("spec, high", [*((spec, 1.4) for spec in SMOOTH), ("prdc", 2.0), ("copy_rate", 1.4)])
 def test_standard_errors_agree_with_fresh_draws(spec, high):
     """Deviation of the value over 60 independent data sets, itself known to 9 %: bounds are three and a half of those
-    (false alarm 1e-3 for each), but for recall, which is near 1 and so on small sets fluctuates more. Neighbours do not survive a bootstrap, whose duplicates have distance 0."""
+    (false alarm 1e-3 for each), but for recall, which is near 1 and so fluctuates more on small sets. Neighbours do not
+    survive a bootstrap, whose duplicates have distance 0."""
     train = FeatureSet(normal(200, 3, 77))
     values, errors = [], []
     for s in range(60):
