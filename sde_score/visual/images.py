@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import write_atomic
+from sde_score.visual.files import write_atomic
 
 BORDER = 255  # white gaps between cells
 INK = (31, 78, 140)  # lines and dots

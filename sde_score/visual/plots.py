@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import write_atomic
+from sde_score.visual.files import write_atomic
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#1f4e8c", "#d9622b", "#2a8c5a", "#7d4a9e", "#8a8f98"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from .files import write_atomic
-from .images import png_bytes
-from .svg import format_number, format_with_error
+from sde_score.visual.files import write_atomic
+from sde_score.visual.images import png_bytes
+from sde_score.visual.svg import format_number, format_with_error
 
 Image = str | os.PathLike | bytes | np.ndarray
 
