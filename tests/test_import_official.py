@@ -48,10 +48,9 @@ def test_a_run_is_never_overwritten_and_the_configuration_is_asked_for(golden_di
     _, workdir = imported
     with pytest.raises(ValueError, match="holds a run already"):
         import_official(golden_dir / "checkpoint_ncsnpp_small.pth", workdir)
+    given = dict(nonlinearity="swish", centered=False, scale_by_sigma=True, skip_rescale=True, fir_kernel=(1, 3, 3, 1))
     with pytest.raises(OfficialCheckpointError, match="Say which it is"):
-        import_official(
-            golden_dir / "checkpoint_ncsnpp_small.pth", tmp_path / "other", centered=False, scale_by_sigma=True
-        )
+        import_official(golden_dir / "checkpoint_ncsnpp_small.pth", tmp_path / "other", **given)
 
 
 def test_export_gives_the_file_back(golden_dir, imported, tmp_path):

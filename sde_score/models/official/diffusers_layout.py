@@ -28,7 +28,8 @@ from torch import Tensor
 from sde_score.models.ddpm import DDPM
 from sde_score.models.ncsnpp import NCSNpp
 from sde_score.models.official.architecture import build_network
-from sde_score.models.official.checkpoint import OfficialCheckpointError, WrongArchitecture, differences, read_safely
+from sde_score.models.official.checkpoint import OfficialCheckpointError, WrongArchitecture, read_safely
+from sde_score.models.official.names import differences, shapes_of
 
 _SKIP_DOWN = {"SkipDownBlock2D": False, "AttnSkipDownBlock2D": True}  # block type -> has attention
 _SKIP_UP = {"SkipUpBlock2D": False, "AttnSkipUpBlock2D": True}
@@ -211,10 +212,7 @@ def load_diffusers(
     for key, theirs in names.items():
         if theirs in state and own[key].ndim == 2 and state[theirs].ndim == 4:
             state[theirs] = state[theirs].flatten(1)
-    lines = differences(
-        {theirs: tuple(own[key].shape) for key, theirs in names.items()},
-        {key: tuple(tensor.shape) for key, tensor in state.items()},
-    )
+    lines = differences({theirs: tuple(own[key].shape) for key, theirs in names.items()}, shapes_of(state))
     if lines:
         raise WrongArchitecture(
             f"{name} does not fit its config.json ({len(lines)} tensors):\n  " + "\n  ".join(lines[:8])

@@ -27,10 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_score.models.layers import ResidualBlock
+from sde_score.models.blocks import ResidualBlock
 from sde_score.models.ncsnpp import NCSNpp
 from sde_score.models.noise_level import FourierEmbedding
-from sde_score.models.official.checkpoint import OfficialCheckpointError, WrongArchitecture, differences, read_safely
+from sde_score.models.official.checkpoint import OfficialCheckpointError, WrongArchitecture, read_safely
+from sde_score.models.official.names import differences, shapes_of
 
 _PRECONDITIONER = "model."
 _BLOCK = (("norm1", "norm0"), ("conv1", "conv0"), ("emb", "affine"), ("norm2", "norm1"), ("conv2", "conv1"),
@@ -243,7 +244,7 @@ def load_edm(source: str | Path | Mapping[str, Tensor], *, class_label: int | No
     state = {key: tensor for key, tensor in state.items() if not key.startswith("map_label.")}
 
     expected = to_edm(network)
-    lines = differences(_shapes(expected), _shapes(state))
+    lines = differences(shapes_of(expected), shapes_of(state))
     if lines:
         raise WrongArchitecture(f"{name} does not fit a SongUNet ({len(lines)} tensors):\n  " + "\n  ".join(lines[:8]))
     network.load_state_dict({**network.state_dict(), **_from_edm(network, state)})
@@ -286,7 +287,3 @@ def _from_edm(network: NCSNpp, state: Mapping[str, Tensor]) -> dict[str, Tensor]
                 proj = state[f"{theirs}.proj.{leaf}"]
                 own[f"{attention}.out.{leaf}"] = proj.flatten(1) if leaf == "weight" else proj
     return own
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
