@@ -23,7 +23,8 @@ class DDPM(ImageUNet):
     in a descending table of sigmas, by which the output is divided.
 
     Args: as `NCSNpp`; here `init_scale` is always 0. The group norms have 32 groups if the width allows it (published
-    widths are multiples of 32), else the next smaller number that divides the width.
+    widths are multiples of 32), else the next smaller number that divides the width. A block of width 32 or less thus
+    has one channel in each group, and its norm takes away what the noise level and the class add: choose nf above 32.
     up_attention: on the way up, attention follows the "last" block of a level (Song et al.) or "each" (Ho et al.).
 
     Raises:
