@@ -10,7 +10,7 @@ that cannot be told "none" has no such method.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,14 @@ class Conditioning(nn.Module):
         self.register_buffer("frequencies", torch.logspace(-3, math.log10(4), 32))
         self.mlp = nn.Sequential(nn.Linear(64, features), nn.SiLU(), nn.Linear(features, features))
         self.table = None if num_classes is None else nn.Embedding(num_classes + 1, features)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Casts of the module leave the frequencies in float32: in bfloat16 the angle of 999 t would be noise."""
+        frequencies = self.frequencies
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype != frequencies.dtype:
+            self.frequencies = frequencies.to(self.frequencies.device)
+        return self
 
     def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
         """The vectors `(B, features)` for data `(B, *)`, noise levels `(B,)` and classes `(B,)`.

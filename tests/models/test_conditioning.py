@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sde_score.models.conditioning import Conditioning
 from sde_score.models.registry import MODELS
 
 UNET = "image_size=8, nf=8, ch_mult=(1, 2), num_res_blocks=1"
@@ -24,6 +25,53 @@ def awake(network):
             if parameter.abs().max() < 1e-3:
                 parameter.normal_(0, 0.3)
     return network.eval()
+
+
+def test_the_embedding_of_the_noise_level():
+    """With an identity in the place of the perceptron: silu([cos ω_i l, sin ω_i l]), ω geometric from 1e-3 to 4.
+
+    silu'(0) = 1/2, so that the derivative of the sines at l = 0 is ω / 2.
+    """
+    cond = Conditioning(64).double()
+    cond.mlp[0].weight.data.copy_(torch.eye(64))
+    cond.mlp[0].bias.data.zero_()
+    cond.mlp[1], cond.mlp[2] = torch.nn.Identity(), torch.nn.Identity()
+    zero, x = torch.zeros(1, dtype=torch.float64), torch.zeros(1, 2)
+    out, rate = torch.func.jvp(lambda level: cond(x, level), (zero,), (torch.ones_like(zero),))
+    cosines, sines = out.squeeze(0).split(32)
+    torch.testing.assert_close(cosines, torch.nn.functional.silu(torch.ones_like(cosines)))
+    assert not sines.any() and not rate[0, :32].any()
+    omega = 2 * rate[0, 32:]
+    steps = omega.log().diff()
+    torch.testing.assert_close(omega[[0, -1]], torch.tensor([1e-3, 4.0], dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(steps, steps.mean().expand(31), rtol=1e-4, atol=0)  # the frequencies are float32
+
+
+def test_half_precision_keeps_the_noise_level():
+    """999 t has no room in bfloat16: level and frequencies stay float32, and only the perceptron is rounded."""
+    exact, cond = Conditioning(16), Conditioning(16)
+    cond.load_state_dict(exact.state_dict())
+    cond.bfloat16()
+    assert cond.frequencies.dtype == torch.float32 and torch.equal(cond.frequencies, exact.frequencies)
+    x, level = torch.zeros(3, 2), torch.tensor([1.0, 998.0, 999.0])
+    out = cond(x, level)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), exact(x, level), rtol=0.05, atol=0.02)  # 8 bits through two layers
+    level = torch.tensor([1.0, 3.0, 996.0], dtype=torch.bfloat16)
+    torch.testing.assert_close(cond(x, level), cond(x, level.float()), rtol=0, atol=0)
+
+
+def test_the_class_adds_its_row():
+    """Without a noise level (a perceptron of zeros) what is left is silu(table[y])."""
+    cond = Conditioning(5, num_classes=2)
+    for parameter in cond.mlp.parameters():
+        torch.nn.init.zeros_(parameter)
+    y = torch.tensor([2, 0, 1])
+    rows = torch.nn.functional.silu(cond.table.weight[y])
+    torch.testing.assert_close(cond(torch.zeros(3, 1), torch.ones(3), y), rows)
+    for c_noise in (torch.ones(2), torch.ones(3, 1), torch.ones(())):
+        with pytest.raises(ValueError, match=r"one number per sample, shape \(3,\)"):
+            cond(torch.zeros(3, 1), c_noise, y)
 
 
 @networks
