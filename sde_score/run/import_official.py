@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sde_score.config import load_config, to_json
+from sde_score.config import load_config
 from sde_score.data import DataInfo, Scaler
 from sde_score.models import EMA
 from sde_score.models.official import OfficialCheckpointError, load_official, save_official
@@ -67,7 +67,7 @@ def import_official(
 
     workdir.mkdir(parents=True, exist_ok=True)
     CheckpointStore(workdir).save(state.state_dict(config=saved_state(settings, info, scaler)))
-    (workdir / "config.json").write_text(to_json(settings) + "\n")
+    write_json(workdir / "config.json", settings.to_dict())
     write_json(workdir / "run.json", provenance() | {"status": "imported", "source": str(source), "step": state.step})
     return load(workdir)
 

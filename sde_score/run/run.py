@@ -19,19 +19,18 @@ from ml_collections import ConfigDict
 import sde_score
 from sde_score.config import differences, from_json, identity, read_run, to_json
 from sde_score.data import DataInfo, DataSplits, Scaler, from_arrays
+from sde_score.files import write_bytes
 from sde_score.models import ScoreModel
 from sde_score.run.build import build_data, build_model, build_sde, import_plugins
 from sde_score.sdes import SDE
 from sde_score.training import Checkpoint, CheckpointError, load_checkpoint
-from sde_score.training.checkpoint import write_atomically
 from sde_score.training.distributed import pick_device
 from sde_score.training.state import check_same_keys
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write((json.dumps(plain(values), indent=2) + "\n").encode()))
+    """Write JSON, whole or not at all. The folder must be there."""
+    write_bytes(path, (json.dumps(plain(values), indent=2) + "\n").encode())
 
 
 def plain(values: Any) -> Any:

@@ -19,10 +19,12 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from sde_score.files import write_atomically, write_bytes
 
 FORMAT = 1  # raised when a reader of this file would misunderstand a newer one
 _NAME = re.compile(r"step_(\d+)\.pt")
@@ -102,7 +104,7 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
             latest = json.dumps({"file": path.name, "step": state["step"]})
-            write_atomically(self.folder / "latest.json", lambda file: file.write(latest.encode() + b"\n"))
+            write_bytes(self.folder / "latest.json", latest.encode() + b"\n")
         except OSError as error:
             raise CheckpointError(self._cannot_write(path, error)) from error
         self._forget_old()
@@ -216,65 +218,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     config = json.loads(state["config"]) if state.get("config") else None
     known = {key: state[key] for key in ("step", "model", "ema", "optimizer", "progress", "rng") if key in state}
     return Checkpoint(path=path, config=config, **known)
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write(file)` produce the file `path`, which appears whole or not at all, also when the power fails.
-
-    Raises:
-        OSError: what the system said; the temporary file is removed and an earlier `path` is left alone.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            guard = _Guard(file)
-            write(guard)  # type: ignore[arg-type]
-            if guard.error is not None:
-                raise guard.error
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-class _Guard:
-    """A file for `torch.save` that remembers the first error of the system, and lets the C++ writer come to its end
-    undisturbed.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        if self.error is None:
-            try:
-                self.file.write(data)
-            except OSError as error:
-                self.error = error
-        return memoryview(data).nbytes
-
-    def flush(self) -> None:
-        if self.error is None:
-            try:
-                self.file.flush()
-            except OSError as error:
-                self.error = error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last; a system that cannot open folders (Windows) does without."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _verify(path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from sde_score.training.checkpoint import write_atomically
+from sde_score.files import write_bytes
 
 
 class MetricsWriter(Protocol):
@@ -51,7 +51,7 @@ class JSONLWriter:
         lines = content.splitlines(keepends=True)
         kept = "".join(line for line in lines if line.endswith("\n") and _is_up_to(line, step))
         if kept != content:
-            write_atomically(self.path, lambda file: file.write(kept.encode()))
+            write_bytes(self.path, kept.encode())
 
     def flush(self) -> None:
         if self.path.exists():

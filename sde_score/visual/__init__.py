@@ -1,6 +1,5 @@
 """Pictures of samples, curves and densities, and the report that holds them."""
 
-from .files import write_atomic
 from .images import calm, film_strip, png_bytes, save_gif, save_grid, save_png, to_cells, to_grid, to_uint8
 from .plots import (
     extent_of,
@@ -36,6 +35,5 @@ __all__ = [
     "to_cells",
     "to_grid",
     "to_uint8",
-    "write_atomic",
     "write_report",
 ]

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from .files import write_atomic
+from sde_score.files import write_bytes
+
 from .images import png_bytes
 from .svg import format_number, format_with_error
 
@@ -269,4 +270,4 @@ def write_report(
         FileNotFoundError: a picture that is not there.
     """
     page = render_report(title=title, summary=summary, sections=sections, provenance=provenance)
-    return write_atomic(path, page.encode("utf-8"))
+    return write_bytes(path, page.encode("utf-8"))

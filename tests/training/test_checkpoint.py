@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import nn
 
+from sde_score import files
 from sde_score.models.ema import EMA
 from sde_score.training import CheckpointError, CheckpointStore, TrainState, load_checkpoint, make_optimizer
 from sde_score.training import checkpoint as module
-from sde_score.training.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, write_atomically
+from sde_score.training.checkpoint import DamagedCheckpoint, UnsafeCheckpoint
 
 
 def make_state(width=4, steps=2):
@@ -217,7 +218,7 @@ def test_a_full_disk_by_a_failing_write(tmp_path, monkeypatch):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return super().write(data)
 
-    monkeypatch.setattr(module, "open", lambda path, mode: Full(path, mode), raising=False)
+    monkeypatch.setattr(files, "open", lambda path, mode: Full(path, mode), raising=False)
     with pytest.raises(CheckpointError) as error:
         save_steps(store, 2)
     check_full(store, error)
@@ -261,17 +262,3 @@ def test_an_unwritable_place_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="No earlier checkpoint exists. Check that the run directory"):
         save_steps(CheckpointStore(tmp_path / "file"), 1)
-
-
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_the_old_file_survives_a_failure_at_any_call(tmp_path, monkeypatch, broken):
-    path = tmp_path / "a.json"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def fail(*args):
-        raise OSError(errno.EIO, "broken")
-
-    monkeypatch.setattr(os, broken, fail)
-    with pytest.raises(OSError):
-        write_atomically(path, lambda file: file.write(b"new"))
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]

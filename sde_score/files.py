@@ -1,0 +1,83 @@
+"""Files that are whole or absent, folders that stay what they were, archives that are what they say. Standard library
+only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> Path:
+    """Let `write(file)` produce the file `path`, which appears whole or not at all, also when the power fails: a
+    temporary name, fsync, rename, fsync of the folder.
+
+    The folder must be there. None is made, so that a run whose directory was deleted does not bring it back.
+
+    Raises:
+        OSError: what the system said; the temporary file is removed and an earlier `path` is left alone.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(path.parent))
+    # two processes that write the same file (a report, say) must not write into each other's half
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            guard = _Guard(file)
+            write(guard)  # type: ignore[arg-type]
+            if guard.error is not None:
+                raise guard.error
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return path
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """`write_atomically` of bytes that are there already."""
+    return write_atomically(path, lambda file: file.write(data))
+
+
+class _Guard:
+    """A file that remembers the first error of the system, and lets a writer in C++ (that of `torch.save`, which
+    would abort) come to its end undisturbed.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        if self.error is None:
+            try:
+                self.file.flush()
+            except OSError as error:
+                self.error = error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last; a system that cannot open folders (Windows) does without."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
