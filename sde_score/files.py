@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import errno
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+_DOS_FOLDER = 0x10  # of the external attributes of a zip entry
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> Path:
@@ -81,3 +84,41 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class DamagedArchive(ValueError):
+    """A zip archive is incomplete, changed, or laid out as no `torch.save` lays one out."""
+
+
+def check_archive(file: IO[bytes]) -> None:
+    """Compare the zip archive of a `torch.save` with its own checksums, and its directory with what is there.
+
+    torch itself does neither. Its reader (miniz) takes an entry marked as a folder, or of no stored bytes, as read
+    without reading anything: the tensor is then whatever lay in memory. `file` is left at its beginning.
+
+    Raises:
+        DamagedArchive: with the reason.
+    """
+    try:
+        archive = zipfile.ZipFile(file)
+        entries = archive.infolist()
+        for entry in entries:
+            if entry.external_attr & _DOS_FOLDER or entry.filename.endswith("/"):
+                raise DamagedArchive(f"its record {entry.filename!r} is marked as a folder")
+            if entry.file_size and not entry.compress_size:
+                raise DamagedArchive(f"its record {entry.filename!r} should have {entry.file_size} bytes and has none")
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise DamagedArchive("two of its records have the same name")
+        bad = archive.testzip()
+    except DamagedArchive:
+        raise
+    except Exception as error:  # whatever zipfile makes of arbitrary bytes
+        raise DamagedArchive(first_line(error)) from error
+    if bad is not None:
+        raise DamagedArchive(f"the checksum of its record {bad!r} is wrong")
+    file.seek(0)
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's text, or its name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

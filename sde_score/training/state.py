@@ -93,9 +93,12 @@ class TrainState:
             self.ema.load_state_dict(checkpoint.ema)
         self._load_optimizer(checkpoint)
         self.step = checkpoint.step
-        for name in self._COUNTERS:
-            setattr(self, name, checkpoint.progress[name])
-        self.window = Window(**checkpoint.progress["window"])
+        try:
+            for name in self._COUNTERS:
+                setattr(self, name, checkpoint.progress[name])
+            self.window = Window(**checkpoint.progress["window"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{checkpoint.path} cannot be used: its entry 'progress' lacks {error}.") from error
         if "torch" in checkpoint.rng:
             torch.set_rng_state(checkpoint.rng["torch"])
 

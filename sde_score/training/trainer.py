@@ -383,7 +383,7 @@ class Trainer:
             newest = self.checkpoints.load_newest(repair=True)
         path = distributed.share(newest.path if newest is not None else None)
         if path is not None:
-            checkpoint = newest if newest is not None else read_checkpoint(path)
+            checkpoint = newest if newest is not None else read_checkpoint(path, say=self.say)
             self.state.load(checkpoint)
             self.say(f"Going on from {checkpoint.path} at step {self.state.step} of {self.steps}.")
         for writer in self.writers:
