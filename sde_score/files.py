@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+LOCK = ".lock"
 _DOS_FOLDER = 0x10  # of the external attributes of a zip entry
 
 
@@ -84,6 +87,41 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class FolderInUse(RuntimeError):
+    """Another process holds the folder; the message says which."""
+
+
+@contextmanager
+def held_alone(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Hold `folder`, which must be there, against every other process that asks the same.
+
+    The lock (flock on the file `LOCK` in it) belongs to the process, so that one that is killed leaves none behind;
+    the file stays. Where the system or its disk knows no locks, `say` is told and work goes on.
+
+    Raises:
+        FolderInUse: when another process holds it, or another thread of this one.
+    """
+    with ExitStack() as until_the_end:
+        try:
+            import fcntl
+
+            file = until_the_end.enter_context(open(folder / LOCK, "a+", encoding="utf-8"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise FolderInUse(
+                f"{folder} is in use: {file.read(200).strip() or 'another process'} is training in it. Wait until that "
+                "has ended, or choose another --workdir."
+            ) from None
+        except (ImportError, OSError) as error:
+            say(f"{folder} cannot be locked ({first_line(error)}): see to it that only one training uses it.")
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+        yield
 
 
 class DamagedArchive(ValueError):

@@ -295,14 +295,15 @@ def test_a_checkpoint_of_another_model(refused, toy_run, digits_run, tmp_path):
     )
     # even if it says it were of this one
     run = shutil.copytree(digits_run, tmp_path / "run")
-    state = torch.load(run / "checkpoints/step_00000020.pt", weights_only=True)
+    state = torch.load(run / "checkpoints/step_00000020.pt", weights_only=True) | {"format": 1}  # without a digest
     weights = {k: v for k, v in state["model"].items() if "bias" not in k}
     torch.save(state | {"model": weights, "ema": None}, tmp_path / "mine.pt")
-    refused("sample", f"--workdir={run}", f"--checkpoint={tmp_path}/mine.pt", words=["only in the model", "bias"])
+    mine = ("sample", f"--workdir={run}", f"--checkpoint={tmp_path}/mine.pt")
+    refused(*mine, words=["only in the model", "bias"], lines=2)
     torch.save(state | {"config": None}, tmp_path / "mine.pt")
-    refused("sample", f"--workdir={run}", f"--checkpoint={tmp_path}/mine.pt", words=["mine.pt", "not written by a run"])
+    refused(*mine, words=["mine.pt", "not written by a run"], lines=2)
     torch.save({"weights": state["model"]}, tmp_path / "mine.pt")
-    refused("sample", f"--workdir={run}", f"--checkpoint={tmp_path}/mine.pt", words=["not a checkpoint"])
+    refused(*mine, words=["not a checkpoint"])
 
 
 def test_a_damaged_configuration(refused, digits_run, tmp_path):
