@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,13 @@ def identity(key: str) -> bool:
     if key in NOT_IDENTITY:
         return False
     return section in (*IDENTITY, "optim") or (section == "training" and rest in TRAINING_IDENTITY)
+
+
+def with_plugins(plugins: Iterable[str], given: Iterable[str]) -> tuple[str, ...]:
+    """`plugins` and those `given`, as absolute paths; one that has moved takes the place of its former self."""
+    given = tuple(str(Path(p).resolve()) if str(p).endswith(".py") else p for p in given)
+    names = {Path(p).name for p in given}
+    return (*(p for p in plugins if Path(p).name not in names), *given)
 
 
 def config_path(name: str) -> Path:

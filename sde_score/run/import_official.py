@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,14 @@ def import_official(
     return load(workdir)
 
 
-def export_official(workdir: str | Path, path: str | Path, *, checkpoint: str | None = None) -> None:
+def export_official(
+    workdir: str | Path, path: str | Path, *, checkpoint: str | None = None, plugins: Iterable[str] = ()
+) -> None:
     """Write the newest checkpoint of a run (or `checkpoint`) as an original `.pth` file, with model, EMA and step.
 
     Raises `ValueError` for a network that the original release does not have.
     """
-    raw, averaged = (load(workdir, checkpoint=checkpoint, ema=ema) for ema in (False, True))
+    raw, averaged = (load(workdir, checkpoint=checkpoint, ema=ema, plugins=plugins) for ema in (False, True))
     save_official(
         path,
         raw.model.network,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from sde_score.config import from_json, is_run, read_run, to_json
+from sde_score.config import from_json, is_run, read_run, to_json, with_plugins
 from sde_score.data import BatchLoader, DataSplits, Scaler, iterate
 from sde_score.files import LOCK, held_alone
 from sde_score.models.ema import EMA
@@ -24,9 +25,9 @@ from sde_score.run.build import (
     build_sampler,
     build_sde,
     check_likelihood,
-    import_plugins,
     noise_measure,
 )
+from sde_score.run.plugins import import_plugins, trust
 from sde_score.run.run import Run, as_splits, check_same_run, load, provenance, saved_state, write_json
 from sde_score.run.sample import sample_action
 from sde_score.training import (
@@ -113,7 +114,12 @@ def validation_batches(config: ConfigDict, data: DataSplits) -> list:
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, *, overwrite: bool = False, data: Any = None
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    overwrite: bool = False,
+    data: Any = None,
+    plugins: Iterable[str] | None = None,
 ) -> tuple[Run, TrainResult]:
     """Train the model of a configuration in a run directory, or go on where it stopped.
 
@@ -123,17 +129,24 @@ def train(
         overwrite: delete a run that is there and begin anew.
         data: use these data instead of those of section `data` (from Python): `DataSplits`, an array `(N, *)`, or a
             pair `(x, y)` with labels.
+        plugins: which of the configuration's plug-ins the user has named; the others must be trusted. None: all of
+            them, as in a configuration of one's own.
 
     Returns the trained run and how training ended. Raises `ValueError` when the configuration contradicts the run in
     `workdir`.
     """
     workdir = Path(workdir)
     config = from_json(to_json(config))  # a copy of our own, in the shape of the defaults
-    # the run may be used from elsewhere
-    config.plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in config.plugins)
+    config.plugins = with_plugins((), config.plugins)  # the run may be used from elsewhere
+    named = config.plugins if plugins is None else with_plugins((), plugins)
     if data is not None:
         config.data.name = GIVEN
-    import_plugins(config.plugins)
+    import_plugins(config.plugins, named=named)
+    if distributed.launched_as_main():
+        try:
+            trust(named)
+        except OSError as error:
+            print(f"Plug-ins are not remembered as trusted: name them each time ({error})", file=sys.stderr)
     sde = build_sde(config)
     objective = build_objective(config, sde)
     build_sampler(config, sde)  # a misspelt sampler is an error now, not after the training
