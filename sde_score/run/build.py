@@ -36,9 +36,19 @@ def naming(key: str) -> Iterator[None]:
 
 
 def build_sde(config: ConfigDict) -> SDE:
-    """The SDE of `config.sde`."""
+    """The SDE of `config.sde`. Raises `ValueError` where its noise is too large for float32."""
     with naming("config.sde"):
-        return SDES.build(config.sde)
+        sde = SDES.build(config.sde)
+        try:
+            std = sde.marginal_coeffs(torch.tensor([sde.t_min, sde.T], dtype=torch.float32))[1]
+        except NotImplementedError:
+            return sde
+        if not torch.isfinite(std**2).all():
+            raise ValueError(
+                f"{config.sde} has noise of standard deviation {std.max():g} at T, too large for float32, in which "
+                "everything is computed: its square must stay below 3e38."
+            )
+        return sde
 
 
 def build_data(config: ConfigDict) -> DataSplits:
