@@ -89,6 +89,39 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class FolderGone(FileNotFoundError):
+    """A folder was deleted or moved while it was in use; the message says which."""
+
+
+class SameFolder:
+    """A folder that must stay the one it was when it was first looked at: `with folder: ...` for what writes in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._identity: tuple[int, int] | None = None
+
+    def check(self) -> None:
+        """Raise `FolderGone` where the folder is missing, or is another one under the same name."""
+        try:
+            found = os.stat(self.folder)
+        except FileNotFoundError:
+            found = None
+        identity = None if found is None else (found.st_dev, found.st_ino)
+        if identity is None or self._identity not in (None, identity):
+            raise FolderGone(
+                f"The folder {self.folder} was deleted or moved while it was in use; nothing more is written there. A "
+                "run that was moved goes on at its new place: the same command with another --workdir."
+            )
+        self._identity = identity
+
+    def __enter__(self) -> None:
+        self.check()
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError):
+            self.check()  # it may have gone in between
+
+
 class FolderInUse(RuntimeError):
     """Another process holds the folder; the message says which."""
 

@@ -212,7 +212,8 @@ def load(
     found: Checkpoint = load_checkpoint(checkpoint if checkpoint else workdir, say=lambda m: print(m, file=sys.stderr))
     if not found.config or not {"config", "info", "scaler"} <= found.config.keys():
         raise CheckpointError(f"{found.path} does not say what it is a model of; it was not written by a run of ours.")
-    check_same_run(from_json(json.dumps(found.config["config"]), str(found.path)), config, f"The checkpoint {found.path}")
+    own = from_json(json.dumps(found.config["config"]), str(found.path))
+    check_same_run(own, config, f"The checkpoint {found.path}")
     info = DataInfo.from_dict(found.config["info"])
     scaler = Scaler.from_state_dict(found.config["scaler"])
     sde = build_sde(config)

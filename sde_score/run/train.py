@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from sde_score.config import from_json, is_run, read_run, to_json, with_plugins
 from sde_score.data import BatchLoader, DataSplits, Scaler, iterate
-from sde_score.files import LOCK, held_alone
+from sde_score.files import LOCK, FolderGone, held_alone
 from sde_score.models.ema import EMA
 from sde_score.run.build import (
     GIVEN,
@@ -236,6 +236,8 @@ def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult
             write_json(workdir / "config.json", config.to_dict())
             write_json(workdir / "run.json", provenance() | facts | {"status": "running"})
         result = trainer.run()
+    except FolderGone:
+        raise
     except BaseException as error:
         if distributed.is_main():
             with suppress(OSError):  # on a full disk the first error is the one to tell

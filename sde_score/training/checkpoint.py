@@ -27,7 +27,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from sde_score.files import DamagedArchive, check_archive, first_line, write_atomically, write_bytes
+from sde_score.files import DamagedArchive, SameFolder, check_archive, first_line, write_atomically, write_bytes
 
 FORMAT = 2  # raised when a reader of this file would misunderstand a newer one; 1 had no digest
 SEAL = b"\nsha256:"
@@ -88,6 +88,7 @@ class CheckpointStore:
             raise ValueError(
                 f"`CheckpointStore(keep=...)` must be at least 1, got {keep}; 2 or more survive a damaged newest file."
             )
+        self.run_dir = SameFolder(Path(run_dir))
         self.folder = Path(run_dir) / "checkpoints"
         self.keep = keep
         self.permanent_every = permanent_every
@@ -102,14 +103,17 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: when the disk is full or not writable; earlier checkpoints stay as they were.
+            FolderGone: when the run directory was deleted or moved; it is not made again.
         """
+        self.run_dir.check()
         path = self.folder / f"step_{state['step']:08d}.pt"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
             write_atomically(path, lambda file: _write_sealed({"format": FORMAT, **state}, file))
             latest = json.dumps({"file": path.name, "step": state["step"]})
             write_bytes(self.folder / "latest.json", latest.encode() + b"\n")
         except OSError as error:
+            self.run_dir.check()
             raise CheckpointError(self._cannot_write(path, error)) from error
         self._forget_old()
         return path
@@ -118,12 +122,15 @@ class CheckpointStore:
         """The newest good checkpoint, or None where the run has none yet.
 
         A damaged one is reported and the one before it is taken. With `repair` (the run itself, not a mere reader)
-        the damaged file is renamed to `*.damaged`, and what a killed process left half-written is removed.
+        the damaged file is renamed to `*.damaged`, what a killed process left half-written is removed, and the folder
+        is made where there is none.
 
         Raises:
             CheckpointError: when there are checkpoints and none is good, or one of them holds code.
         """
-        if repair and self.folder.is_dir():
+        if repair:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.run_dir.check()
             for leftover in self.folder.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
         found = self.files()
