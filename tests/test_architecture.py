@@ -15,7 +15,7 @@ ROWS = [
     {"score"},
     {"sdes", "solvers"},
     {"tensors"},
-    {"registry", "protocols"},
+    {"registry", "protocols", "files"},
 ]
 LEVEL = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 # no torch at import, no algorithms: anyone above the bottom row may read them

@@ -5,6 +5,7 @@ Heusel et al. 2017, "GANs trained by a two time-scale update rule", eq. 6.
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sde_score.files import write_bytes
 from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_features, as_pair, require_same_map
 from sde_score.metrics.errors import jackknife, jackknife_error, require_groups
 
@@ -37,19 +39,15 @@ class GaussianStats:
         return cls(mean, cov, len(f), f.feature, f.fingerprint, f.source)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write reference statistics as ``.npz``, to a temporary name first."""
+        """Write reference statistics as ``.npz``, whole or not at all."""
         import numpy as np
 
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "wb") as file:
-            np.savez(
-                file, mean=self.mean.numpy(), cov=self.cov.numpy(), n=self.n,
-                feature=self.feature, fingerprint=self.fingerprint, source=self.source,
-            )  # fmt: skip
-        os.replace(temporary, path)
-        return path
+        buffer = io.BytesIO()
+        np.savez(
+            buffer, mean=self.mean.numpy(), cov=self.cov.numpy(), n=self.n,
+            feature=self.feature, fingerprint=self.fingerprint, source=self.source,
+        )  # fmt: skip
+        return write_bytes(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> GaussianStats:

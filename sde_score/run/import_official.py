@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from sde_score.config import load_config, to_json
+from sde_score.config import load_config
 from sde_score.data import DataInfo, Scaler
 from sde_score.models import EMA, MODELS
 from sde_score.models.official import OfficialCheckpointError, load_official, save_official
@@ -69,7 +70,7 @@ def import_official(
 
     workdir.mkdir(parents=True, exist_ok=True)
     CheckpointStore(workdir).save(state.state_dict(config=saved_state(settings, info, scaler)))
-    (workdir / "config.json").write_text(to_json(settings) + "\n")
+    write_json(workdir / "config.json", settings.to_dict())
     write_json(workdir / "run.json", provenance() | {"status": "imported", "source": str(source), "step": state.step})
     return load(workdir)
 
@@ -87,12 +88,14 @@ def _said(config: ConfigDict) -> dict[str, Any]:
     return said if config.data.image_size is None else said | {"image_size": config.data.image_size}
 
 
-def export_official(workdir: str | Path, path: str | Path, *, checkpoint: str | None = None) -> None:
+def export_official(
+    workdir: str | Path, path: str | Path, *, checkpoint: str | None = None, plugins: Iterable[str] = ()
+) -> None:
     """Write the newest checkpoint of a run (or `checkpoint`) as an original `.pth` file, with model, EMA and step.
 
     Raises `ValueError` for a network that the original release does not have.
     """
-    raw, averaged = (load(workdir, checkpoint=checkpoint, ema=ema) for ema in (False, True))
+    raw, averaged = (load(workdir, checkpoint=checkpoint, ema=ema, plugins=plugins) for ema in (False, True))
     save_official(
         path,
         raw.model.network,

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_score.files import write_bytes
 from sde_score.run.build import build_sampler, sampler_settings
 from sde_score.run.run import Run, provenance, write_json
 from sde_score.sampling import ProgressBar, Sampler, Trajectory, callbacks
 from sde_score.sdes import SDE
 from sde_score.tensors import SampleNoise, mix_seed
 from sde_score.training import distributed
-from sde_score.visual.files import write_atomic
 
 TRAJECTORY_SAMPLES = 8
 
@@ -52,7 +52,7 @@ class Samples:
                 arrays["y"] = self.labels.numpy()
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
-            return write_atomic(path, buffer.getvalue())
+            return write_bytes(path, buffer.getvalue())
         if self.x.ndim == 2 and self.x.shape[1] == 2:
             from sde_score.visual.plots import plot_scatter
 
@@ -210,6 +210,7 @@ def sampler_tag(run: Run) -> str:
 def save_samples(samples: Samples, run: Run, tag: str) -> dict[str, str]:
     """Write pictures, numbers and facts of samples into the run directory; returns the paths."""
     folder = run.workdir / "samples"
+    folder.mkdir(exist_ok=True)
     files = {"npz": str(samples.save(folder / f"{tag}.npz"))}
     if samples.x.ndim > 2 or samples.x.shape[1] == 2:
         files["png"] = str(save_picture(samples, run, folder / f"{tag}.png"))
@@ -248,6 +249,7 @@ def sample_action(run: Run, num: int, seed: int):
             # the other processes wait at the next step
             samples = sample(now, num, seed=mix_seed(seed, 1), shared=False)
             if samples.x.ndim > 2 or samples.x.shape[1] == 2:
+                (run.workdir / "samples").mkdir(exist_ok=True)  # fails where the run directory was deleted
                 save_picture(samples, now, run.workdir / "samples" / f"step_{state.step:08d}.png")
         # an early model may diverge under a sampler; training need not stop for that
         except (FloatingPointError, RuntimeError) as error:

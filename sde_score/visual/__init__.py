@@ -1,6 +1,5 @@
 """Pictures of samples, curves and densities, and the report that holds them."""
 
-from sde_score.visual.files import write_atomic
 from sde_score.visual.images import (
     calm,
     film_strip,
@@ -46,6 +45,5 @@ __all__ = [
     "to_cells",
     "to_grid",
     "to_uint8",
-    "write_atomic",
     "write_report",
 ]

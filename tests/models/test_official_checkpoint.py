@@ -1,6 +1,7 @@
 """Checkpoints of the original releases: safe, strict, exact."""
 
 import gzip
+import io
 import json
 import pickle
 import zipfile
@@ -12,6 +13,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
+from sde_score.files import DamagedArchive, check_archive
 from sde_score.models.ncsn import NCSN
 from sde_score.models.ncsnpp import NCSNpp
 from sde_score.models.ncsnv2 import NCSNv2_64, NCSNv2_256
@@ -169,6 +171,33 @@ def test_truncated_files_are_named(tmp_path, keep):
         load_official(tmp_path / "cut.pth")
 
 
+def test_every_changed_bit_of_an_archive_is_noticed_or_harmless(tmp_path):
+    """One bit of each byte, and in the directory also the bit that marks a folder. Whatever is still read is right."""
+    file = tmp_path / "file.pth"
+    content = {"model": {"module.w": torch.arange(9.0), "module.b": torch.ones(3)}, "step": 7}
+    torch.save(content, file)
+    whole, noticed = file.read_bytes(), 0
+    directory = whole.index(b"PK\x01\x02")
+    for place in range(len(whole)):
+        for bit in {1 << place % 8, 0x10 if place > directory else 1 << place % 8}:
+            changed = bytearray(whole)
+            changed[place] ^= bit
+            try:
+                check_archive(io.BytesIO(changed))
+            except DamagedArchive:
+                noticed += 1
+                if place % 16:  # to save time: the reader asks the same question, as every 16th byte shows
+                    continue
+            file.write_bytes(changed)
+            try:
+                found = read_official(file)
+            except DamagedFile:
+                continue
+            assert found.step == 7 and list(found.model) == ["w", "b"], place
+            assert all(torch.equal(found.model[k], content["model"][f"module.{k}"]) for k in found.model), place
+    assert noticed > len(whole) / 2  # the rest lies in padding, dates and versions
+
+
 def test_other_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.pth"):
         load_official(tmp_path / "missing.pth")
@@ -188,7 +217,8 @@ def test_files_of_old_pytorch_and_numpy_versions(tmp_path):
     network = NCSN(1, nf=4, num_scales=2)
     state = {f"module.{name}": tensor for name, tensor in to_original_state_dict(network).items()}
     torch.save([state, {}], tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    loaded = load_official(tmp_path / "old.pth", **ELU).network
+    with pytest.warns(UserWarning, match="old.pth is in the format .* no checksums"):
+        loaded = load_official(tmp_path / "old.pth", **ELU).network
     assert_same_tensors(to_original_state_dict(network), to_original_state_dict(loaded))
 
     torch.save({"model": {"module.w": torch.zeros(2)}, "step": 1, "lr": np.float64(0.1)}, tmp_path / "new.pth")

@@ -20,7 +20,6 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sde_score.files import check_archive, first_line, write_atomically
 from sde_score.models.official import infer, refinenet_names
 from sde_score.models.official.architecture import (
     ask_for,
@@ -125,7 +125,13 @@ def _allowed_numpy_types() -> list[Any]:
 
 
 def read_safely(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
-    """`torch.load` without executing anything, with errors that name the file and say what to do."""
+    """`torch.load` without executing anything, of an archive that agrees with its own checksums (torch compares none).
+
+    The format of torch before 1.6 has no checksums; a warning says so. Errors name the file and say what to do.
+
+    Raises:
+        FileNotFoundError, DamagedFile, UnsafeFile.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint file {path}.")
@@ -133,8 +139,12 @@ def read_safely(path: str | Path, map_location: str | torch.device = "cpu") -> A
         f"{path} ({path.stat().st_size} bytes) is damaged, truncated or not a PyTorch file; download or copy it again."
     )
     try:
-        with torch.serialization.safe_globals(_allowed_numpy_types()):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        with open(path, "rb") as file, torch.serialization.safe_globals(_allowed_numpy_types()):
+            if archive := file.peek(2)[:2] == b"PK":
+                check_archive(file)
+            content = torch.load(file, map_location=map_location, weights_only=True)
+    except PermissionError:
+        raise
     except pickle.UnpicklingError as error:
         text = str(error)
         with open(path, "rb") as file:
@@ -147,9 +157,14 @@ def read_safely(path: str | Path, map_location: str | torch.device = "cpu") -> A
                 f"({offender[:200]}). If you trust its origin, load it where it was made and save its state dict alone."
             ) from None
         raise DamagedFile(f"{damaged} ({text.splitlines()[0][:200]})") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError, UnicodeDecodeError, ValueError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DamagedFile(f"{damaged} ({first_line[:200]})") from error
+    except Exception as error:  # whatever torch makes of arbitrary bytes
+        raise DamagedFile(f"{damaged} ({first_line(error)})") from error
+    if not archive:
+        warnings.warn(
+            f"{path} is in the format of torch before 1.6, which has no checksums: damage to it would not be seen.",
+            stacklevel=3,
+        )
+    return content
 
 
 def read_official(source: str | Path | Mapping | Sequence, map_location: str | torch.device = "cpu") -> OfficialFile:
@@ -389,4 +404,4 @@ def save_official(
         content = [prefixed, dict(optimizer), 0, step, {name: averaged[name].detach() for name in names}]
     else:
         raise ValueError(f"Unknown layout {layout!r}.{suggest(layout, ('score_sde', 'ncsn', 'ncsnv2'))}")
-    torch.save(content, path)
+    write_atomically(path, lambda file: torch.save(content, file))
