@@ -63,10 +63,10 @@ def import_official(
     averaged.network.load_state_dict(found.best_network.state_dict())
     ema.load_state_dict({"num_updates": found.file.ema_updates or found.step or 0, "model": averaged.state_dict()})
     optimizer = build_optimizer(settings, model)
-    state = TrainState(model, ema, optimizer, step=found.step or 0)
+    state = TrainState(model, ema, optimizer, step=found.step or 0, codec=scaler.state_dict())
 
     workdir.mkdir(parents=True, exist_ok=True)
-    CheckpointStore(workdir).save(state.state_dict(config=saved_state(settings, info, scaler)))
+    CheckpointStore(workdir).save(state.state_dict(config=saved_state(settings, info)))
     (workdir / "config.json").write_text(to_json(settings) + "\n")
     write_json(workdir / "run.json", provenance() | {"status": "imported", "source": str(source), "step": state.step})
     return load(workdir)

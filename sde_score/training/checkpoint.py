@@ -43,7 +43,7 @@ class UnsafeCheckpoint(CheckpointError):
 @dataclass
 class Checkpoint:
     """What a checkpoint holds: `model` and `ema` weights, `optimizer` state, `progress` of the run, `config` (as
-    saved, from JSON).
+    saved, from JSON), and the state of the `codec` between data and model space.
     """
 
     path: Path
@@ -54,6 +54,7 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)
     rng: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
+    codec: dict[str, Any] | None = None
 
     def weights(self, *, ema: bool = True) -> dict[str, Tensor]:
         """The state dict to sample with: the averaged weights where the run kept them, unless `ema=False`."""
@@ -214,8 +215,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path} was written by a newer version (format {state['format']}, known: {FORMAT}). Update sde_score."
         )
     config = json.loads(state["config"]) if state.get("config") else None
-    known = {key: state[key] for key in ("step", "model", "ema", "optimizer", "progress", "rng") if key in state}
-    return Checkpoint(path=path, config=config, **known)
+    names = ("step", "model", "ema", "optimizer", "progress", "rng", "codec")
+    return Checkpoint(path=path, config=config, **{key: state[key] for key in names if key in state})
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -10,7 +10,18 @@ from torch import nn
 
 from sde_score.models.ema import EMA
 from sde_score.tensors import draw_uniform
-from sde_score.training import CheckpointStore, JSONLWriter, Trainer, ValidationLoss, distributed, make_optimizer
+from sde_score.training import (
+    Cadence,
+    CheckpointStore,
+    JSONLWriter,
+    Record,
+    Schedule,
+    StepSettings,
+    Trainer,
+    ValidationLoss,
+    distributed,
+    make_optimizer,
+)
 
 SIZE = 10
 
@@ -54,15 +65,15 @@ def train(run_dir: Path, steps: int, micro_batches: int, device: torch.device) -
         objective,
         make_optimizer(model.parameters(), lr=1e-2),
         batch,
-        steps=steps,
-        micro_batches=micro_batches,
-        log_every=5,
-        checkpoint_every=10,
-        actions=[(7, ValidationLoss(objective, [(batch(0)[0], None)]))],  # on the main process only
-        checkpoints=CheckpointStore(run_dir, say=said.append),
-        writers=[JSONLWriter(run_dir / "metrics.jsonl")],
-        say=said.append,
-        progress=False,
+        Schedule(steps),
+        step=StepSettings(micro_batches=micro_batches),
+        cadence=Cadence(5, 10, [(7, ValidationLoss(objective, [(batch(0)[0], None)]))]),  # on the main process only
+        record=Record(
+            checkpoints=CheckpointStore(run_dir, say=said.append),
+            writers=[JSONLWriter(run_dir / "metrics.jsonl")],
+            say=said.append,
+            progress=False,
+        ),
     ).run()
     assert result.skipped == 1, result
     assert distributed.is_main() or not said, "only the main process speaks"
