@@ -57,6 +57,8 @@ def _as_tensor(values: Any) -> Tensor:
     """Numbers as a tensor, without a copy where torch can take them as they are."""
     if isinstance(values, np.ndarray):
         dtype = values.dtype
+        if dtype.kind not in "biufc":
+            raise ValueError(f"The array holds {dtype}, which are not numbers.")
         if dtype.kind == "u" and dtype.itemsize > 1:  # torch computes little with wider unsigned types
             dtype = np.dtype(np.int64)
         elif dtype.kind == "f" and dtype.itemsize > 8:

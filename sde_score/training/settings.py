@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sde_score.registry import suggest
 from sde_score.training.checkpoint import CheckpointStore
 from sde_score.training.state import TrainState
 from sde_score.training.writers import MetricsWriter
@@ -45,10 +44,7 @@ class StepSettings:
     def __post_init__(self) -> None:
         _at_least_one(self, "micro_batches")
         if self.precision not in PRECISIONS:
-            raise ValueError(
-                "`StepSettings(precision=...)` is 'float32' or 'bf16', not "
-                f"{self.precision!r}.{suggest(str(self.precision), PRECISIONS)}"
-            )
+            raise ValueError(f"`StepSettings(precision=...)` is 'float32' or 'bf16', not {self.precision!r}.")
         if not 0 <= self.condition_dropout < 1:
             raise ValueError(
                 "`StepSettings(condition_dropout=...)` is a share of the samples, 0 <= p < 1; got "
