@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sde_score.data import BrokenImage, Scaler, from_arrays, load_dataset
+from sde_score.data import BatchLoader, BrokenImage, Condition, Scaler, from_arrays, iterate, load_dataset
 
 
 def picture(height=8, width=8, mode="RGB", seed=0):
@@ -325,3 +325,43 @@ def test_cifar_zip(shared_data_dir):
     assert (len(splits.train), len(splits.test)) == (900, 100)
     y = torch.cat([everything(splits.train).y, everything(splits.test).y])
     assert y.bincount().tolist() == [100] * 10
+
+
+# --- conditions
+
+
+def test_conditions_stay_with_their_samples_through_every_split():
+    x = torch.arange(40.0).view(20, 2) + 0.5
+    cond = {"y": torch.arange(20) % 3, "angle": x[:, 0].double(), "tags": torch.rand(20, 4) > 0.5}
+    splits = from_arrays(x, cond=cond)
+    assert splits.info.conditions == {
+        "y": Condition(num=3), "angle": Condition("vector", (1,)), "tags": Condition("labels", num=4)
+    }  # fmt: skip
+    for part in (splits.train, splits.test):
+        batch = part[range(len(part))]
+        numbers = ((batch.x[:, 0] - 0.5) / 2).long()
+        assert torch.equal(batch.y, numbers % 3) and torch.equal(batch.positions, torch.arange(len(part)))
+        assert torch.equal(batch.cond["angle"][:, 0], batch.x[:, 0])
+        assert torch.equal(batch.cond["tags"], cond["tags"][numbers].float())
+    batch = BatchLoader(splits.train, 6, seed=1).batch(2)
+    assert torch.equal(batch.y, ((batch.x[:, 0] - 0.5) / 2).long() % 3)
+    assert all(torch.equal(b.cond["angle"][:, 0], b.x[:, 0]) for b in iterate(splits.train, 7))
+
+
+def test_conditions_are_described_by_both_parts_or_by_hand():
+    x = torch.rand(6, 2)
+    splits = from_arrays(x, cond={"y": torch.tensor([0, 1, 0, 1, 0, 1])}, x_test=x, y_test=[0, 1, 2, 3, 4, 5])
+    assert splits.info.num_classes == 6 and splits.test[[5]].y.tolist() == [5]
+    names = ("a", "b", "c")
+    given = from_arrays(x, torch.zeros(6, dtype=torch.long), conditions={"y": Condition(num=3, names=names)})
+    assert given.info.class_names == names
+    for wrong, words in (
+        (dict(y=torch.zeros(6, dtype=int), cond={"y": torch.zeros(6, dtype=int)}), "given twice"),
+        (dict(cond={"a": torch.zeros(6)}, x_test=x), "both parts or for neither"),
+        (dict(cond={"a": torch.zeros(5)}), r"'a' of array must hold real numbers.*\(6, 1\); got .*\(5, 1\)"),
+        (dict(cond={"x": torch.zeros(6)}), "cannot be called 'x'"),
+        (dict(conditions={"b": Condition(num=2)}), "describes b, of which no values"),
+        (dict(cond={"a": torch.full((6,), torch.nan)}), r"'a' of array is not finite, first at index \(0, 0\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            from_arrays(x, **wrong)
