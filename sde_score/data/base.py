@@ -305,20 +305,21 @@ def load_dataset(
         raise TypeError(
             f"The data set {spec!r} returned {type(splits).__name__}: a registered function must return `DataSplits`."
         )
-    info = splits.info
-    if (
-        image_size is not None
-        and info.kind == "image"
-        and "image_size" not in spec
-        and info.shape[1:] != size_pair(image_size)
-    ):
+    _check_facts(splits.info, spec, image_size, channels)
+    return splits
+
+
+def _check_facts(info: DataInfo, spec: str, image_size: int | Sequence[int] | None, channels: int | None) -> None:
+    """Refuse settings that a data set did not follow; what the spec itself says is between the two of them."""
+    if info.kind != "image":
+        return
+    if image_size is not None and "image_size" not in spec and info.shape[1:] != size_pair(image_size):
         raise ValueError(
             f"The images of {info.name} are {info.shape[1]}x{info.shape[2]}; image_size={image_size} is not available. "
             "Leave it out."
         )
-    if channels is not None and info.kind == "image" and "channels" not in spec and info.channels != channels:
+    if channels is not None and "channels" not in spec and info.channels != channels:
         raise ValueError(
             f"The images of {info.name} have {info.channels} channel(s); channels={channels} is not available. Leave "
             "it out."
         )
-    return splits

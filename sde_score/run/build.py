@@ -143,7 +143,21 @@ def build_model(
         context["num_classes"] = info.num_classes
     sde = sde if sde is not None else build_sde(config)
     with naming("config.model"):
-        return ScoreModel(MODELS.build(config.model.name, **context), sde, config.model.parameterization)
+        network = MODELS.build(config.model.name, **context)
+        _check_listens(network, told)
+        return ScoreModel(network, sde, config.model.parameterization)
+
+
+def _check_listens(network: nn.Module, told: tuple[str, ...]) -> None:
+    """Raise `ValueError` where a network has no argument for what it is to be told."""
+    parameters = list(inspect.signature(network.forward).parameters.values())[2:]  # after x and c_noise
+    deaf = [name for name in told if name not in {p.name for p in parameters}]
+    if deaf and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        taken = ", ".join(p.name for p in parameters) or "none"
+        raise ValueError(
+            f"{type(network).__name__} cannot be told {', '.join(map(repr, deaf))}: its `forward` takes no such "
+            f"argument (conditions it takes: {taken})."
+        )
 
 
 def noise_measure(sde: SDE) -> Callable[[Tensor], Tensor] | None:

@@ -103,6 +103,7 @@ def test_a_share_is_trained_without_conditions(start):
     [
         ({"conditions": ("angel",)}, {}, "config.model.conditions: .*no condition 'angel'.*'angle'"),
         ({"name": "mlp(width=8)"}, {"condition_dropout": 0.1}, "config.training.condition_dropout: .*"),
+        ({"name": "mlp(width=8)", "conditions": ("angle",)}, {}, r"MLP cannot be told 'angle'.*takes: y\)"),
         (
             {"name": "mlp(width=8)", "conditions": ()},
             {"condition_dropout": 1.5},
