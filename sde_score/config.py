@@ -19,7 +19,8 @@ from ml_collections.config_dict import placeholder
 IDENTITY = ("sde", "model", "data", "seed")
 # and the whole section `optim`: to go on with others is another training run
 TRAINING_IDENTITY = ("objective", "batch_size")
-NOT_IDENTITY = ("data.root", "data.download", "data.workers")  # where the data lie and who reads them is no matter
+# where the data lie, who reads them and how much memory that may take is no matter
+NOT_IDENTITY = ("data.root", "data.download", "data.workers", "data.max_pixels", "data.memory_gb")
 CONFIG_FOLDERS = (
     Path("configs"),
     Path(__file__).resolve().parent.parent / "configs",
@@ -44,7 +45,8 @@ def default_config() -> ConfigDict:
     model.parameterization = "edm"
     model.ema_rate = 0.999
     model.ema_ramp = True  # short memory at first: min(ema_rate, (1 + n)/(10 + n))
-    model.class_conditional = False
+    model.class_conditional = False  # the network is told `y`, the class
+    model.conditions = ()  # names of further conditions of the data that it is told, such as ("angle",)
 
     config.data = data = ConfigDict()
     data.name = "digits"  # a registered set, or a path: folder or .zip of images, .npy or .npz
@@ -58,6 +60,9 @@ def default_config() -> ConfigDict:
     data.uniform_dequantization = True
     data.random_flip = False
     data.workers = 0
+    data.max_pixels = placeholder(int)  # larger images are refused before they are decoded; default 2^26
+    data.memory_gb = placeholder(float)  # how much decoded data may be kept in memory
+    data.codec = "scaler"  # from data to model space and back
 
     config.training = training = ConfigDict()
     training.objective = "dsm"
@@ -65,6 +70,7 @@ def default_config() -> ConfigDict:
     training.n_iters = 100_000
     training.max_seconds = placeholder(float)  # wall-clock cap, earlier parts of a resumed run included
     training.micro_batches = 1
+    training.condition_dropout = 0.0  # share of samples trained without their conditions; 0.1 if guidance is wanted
     training.precision = "float32"  # or "bf16"
     training.compile = False  # the network through torch.compile: the first step takes a minute or more
     training.max_skips = 20  # steps in a row whose loss or gradient is not finite
@@ -105,6 +111,7 @@ def default_config() -> ConfigDict:
     likelihood.solver = "dopri5(rtol=1e-4, atol=1e-4)"
     likelihood.trace = "hutchinson(probes=1)"
     likelihood.t_min = placeholder(float)
+    likelihood.space = "data"  # densities in the data's units, or "model": of what the codec makes of the data
     likelihood.batch_size = 100
 
     config.evaluation = evaluation = ConfigDict()

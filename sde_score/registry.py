@@ -70,11 +70,15 @@ def first_line(component: Any) -> str:
 
 
 class Registry:
-    """The components of one `kind` (a word for messages), optionally open to the entry points of one `group`."""
+    """The components of one `kind` (a word for messages), optionally open to the entry points of one `group`.
 
-    def __init__(self, kind: str, *, group: str | None = None) -> None:
+    Components are classes or functions, and are made by calling them, or their class method called `make`.
+    """
+
+    def __init__(self, kind: str, *, group: str | None = None, make: str | None = None) -> None:
         self.kind = kind
         self.group = group
+        self.make = make
         self._components: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str | None = None) -> Callable[[Any], Any]:
@@ -116,6 +120,10 @@ class Registry:
         self._components[name] = entry.load()
         return self._components[name]
 
+    def _maker(self, name: str) -> Callable[..., Any]:
+        component = self.get(name)
+        return component if self.make is None else getattr(component, self.make)
+
     def build(self, spec: Any, *args: Any, **context: Any) -> Any:
         """Make the component that `spec` describes: `component(*args, **arguments)`.
 
@@ -126,7 +134,7 @@ class Registry:
         if not isinstance(spec, str):
             return spec
         name, arguments = parse_spec(spec)
-        component = self.get(name)
+        component = self._maker(name)
         parameters = inspect.signature(component).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         settable = [
@@ -152,9 +160,10 @@ class Registry:
             raise TypeError(f"{self.kind} {spec!r}: {error}. Signature: {name}{self.signature(name)}") from error
 
     def signature(self, name: str) -> str:
-        """The settings of a component as a user may write them: constructor parameters without `sde` and the like."""
-        parameters = inspect.signature(self.get(name)).parameters.values()
-        shown = [p.replace(annotation=inspect.Parameter.empty) for p in parameters if p.name not in ("self", "sde")]
+        """The settings of a component as a user may write them: parameters without `sde`, `data` and the like."""
+        parameters = inspect.signature(self._maker(name)).parameters.values()
+        hidden = ("self", "sde") if self.make is None else ("data",)
+        shown = [p.replace(annotation=inspect.Parameter.empty) for p in parameters if p.name not in hidden]
         return str(inspect.Signature([p for p in shown if p.kind is not p.VAR_POSITIONAL]))
 
     def describe(self) -> list[dict[str, str]]:

@@ -92,10 +92,20 @@ class SampleNoise:
     processes.
 
     Each sample has its own generator on the CPU; `indices` names the samples of the batch by their global numbers.
-    Draws are made in float32 and converted, so that the precision of a run does not change its path.
+    Draws are made in float32 and converted, so that the precision of a run does not change its path. Where the samples
+    are part of a larger batch, `places` `(B,)` are their places in it and `size` is its size, for what concerns all of
+    it (stratified times); otherwise both are None.
     """
 
-    def __init__(self, seed: int | tuple[int, ...], indices: Sequence[int] | Tensor) -> None:
+    def __init__(
+        self,
+        seed: int | tuple[int, ...],
+        indices: Sequence[int] | Tensor,
+        *,
+        places: Tensor | None = None,
+        size: int | None = None,
+    ) -> None:
+        self.places, self.size = places, size
         words = seed if isinstance(seed, tuple) else (seed,)
         numbers = indices.tolist() if isinstance(indices, Tensor) else indices
         self.generators = [torch.Generator().manual_seed(mix_seed(*words, i)) for i in numbers]

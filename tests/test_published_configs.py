@@ -11,7 +11,7 @@ import torch
 
 from configs.published import get_config, sections
 from sde_score.config import from_json, make_config, to_json
-from sde_score.data import DataInfo
+from sde_score.data import Condition, DataInfo
 from sde_score.likelihood import log_likelihood
 from sde_score.models import MODELS, PARAMETERIZATIONS
 from sde_score.objectives import OBJECTIVES
@@ -121,7 +121,8 @@ def test_every_configuration_names_components_that_exist(name):
 def test_every_network_builds_as_the_run_would_build_it(name):
     """By the spec and by the facts, on the device without memory."""
     facts, config = PUBLISHED[name], get_config(name)
-    info = DataInfo("images", (3, facts["image_size"], facts["image_size"]), levels=256, num_classes=10)
+    shape = (3, facts["image_size"], facts["image_size"])
+    info = DataInfo("images", shape, levels=256, conditions={"y": Condition(num=10)})
     with torch.device("meta"):
         network = build_model(config, info, SDES.build(config.sde)).network
         name, arguments = network_arguments(facts)

@@ -55,7 +55,7 @@ from sde_score.objectives import OBJECTIVES  # noqa: E402
 from sde_score.sampling import PCSampler  # noqa: E402
 from sde_score.sdes import SDES  # noqa: E402
 from sde_score.tensors import SampleNoise  # noqa: E402
-from sde_score.training import Trainer, make_optimizer  # noqa: E402
+from sde_score.training import Record, Schedule, StepSettings, Trainer, make_optimizer  # noqa: E402
 from sde_score.training.precision import autocast_network  # noqa: E402
 from sde_score.training.trainer import LossModule  # noqa: E402
 
@@ -143,10 +143,9 @@ class OurTraining:
             OBJECTIVES.build("dsm", pair.model.sde),
             make_optimizer(pair.model.parameters(), lr=LR),
             lambda step: (x, None, everyone),
-            steps=10**9,
-            warmup=WARMUP,
-            grad_clip=CLIP,
-            progress=False,
+            Schedule(10**9, warmup=WARMUP),
+            step=StepSettings(grad_clip=CLIP),
+            record=Record(progress=False),
         )
         self.trainer.losses = LossModule(pair.fast, self.trainer.losses.objective)
         pair.model.train()

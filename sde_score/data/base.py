@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_score.data.info import DataInfo, Scaler
+from sde_score.data.info import DataInfo
 from sde_score.registry import Registry
 from sde_score.tensors import mix_seed
 
 DATASETS = Registry("dataset", group="sde_score.datasets")
-"""Functions `(**settings) -> DataSplits`. Settings named root, image_size, channels, holdout, download, on_error or
-layout are offered by `load_dataset`."""
+"""Functions `(**settings) -> DataSplits`. Settings named root, image_size, channels, holdout, download, on_error,
+layout, max_pixels or memory_gb are offered by `load_dataset`."""
+
+MAX_PIXELS = 2**26
+"""Pixels of one image that are decoded, by default: 8192 x 8192."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples `x: (B, *)`, what is known of each besides, `cond`, each `(B, *)`, and their positions `(B,)`: the
+    numbers that name their noise. Unpacks as `x, cond, positions`."""
+
+    x: Tensor
+    cond: dict[str, Tensor]
+    positions: Tensor
+
+    @property
+    def y(self) -> Tensor | None:
+        """The commonest condition: the classes `(B,)`, or `None`."""
+        return self.cond.get("y")
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.x, self.cond, self.positions))
 
 
 class Split(ABC):
@@ -32,12 +53,12 @@ class Split(ABC):
         """How many samples there are."""
 
     @abstractmethod
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The samples `indices` (int64, in range), as `(x, y)`."""
+    def _read(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The samples `indices` (int64, in range), as `(x, cond)`."""
 
-    def __getitem__(self, indices: Tensor | Sequence[int] | slice) -> tuple[Tensor, Tensor | None]:
-        """The samples `indices: (B,)`, as `x: (B, *)` in uint8 (levels) or float32 and `y: (B,)` in int64, or `None`
-        without labels."""
+    def __getitem__(self, indices: Tensor | Sequence[int] | slice) -> Batch:
+        """The samples `indices: (B,)`: `x: (B, *)` in uint8 (levels) or float32, their conditions as `Condition`
+        describes them, and as positions their numbers."""
         if isinstance(indices, slice):
             indices = range(*indices.indices(len(self)))
         if isinstance(indices, int):
@@ -50,45 +71,53 @@ class Split(ABC):
                 f"{self.name} has {len(self)} samples, 0 to {len(self) - 1}; asked for {int(indices.min())} .. "
                 f"{int(indices.max())}."
             )
-        return self._read(indices)
+        return Batch(*self._read(indices), indices)
+
+
+def _checked(cond: Mapping[str, Tensor] | None, n: int) -> dict[str, Tensor]:
+    """Conditions of `n` samples."""
+    cond = dict(cond or {})
+    for name, values in cond.items():
+        if values.ndim < 1 or len(values) != n:
+            raise ValueError(
+                f"The condition {name!r} must hold one entry per sample, shape ({n}, *); got {tuple(values.shape)}."
+            )
+    return cond
 
 
 class TensorSplit(Split):
-    """Samples in memory: `x: (N, *)` in uint8 or float32, `y: (N,)` in int64 or `None`."""
+    """Samples in memory: `x: (N, *)` in uint8 or float32, and their conditions, each `(N, *)`."""
 
-    def __init__(self, x: Tensor, y: Tensor | None = None, *, name: str = "data") -> None:
+    def __init__(self, x: Tensor, cond: Mapping[str, Tensor] | None = None, *, name: str = "data") -> None:
         if x.dtype not in (torch.uint8, torch.float32):
             raise TypeError(f"`TensorSplit(x)` holds uint8 levels or float32 values; got {x.dtype}.")
-        if y is not None and (y.dtype != torch.int64 or tuple(y.shape) != (len(x),)):
-            raise ValueError(
-                f"`TensorSplit(y)` must be int64 of shape ({len(x)},), a label per sample; got {y.dtype} "
-                f"{tuple(y.shape)}."
-            )
-        self.x, self.y, self.name = x, y, name
+        self.x, self.cond, self.name = x, _checked(cond, len(x)), name
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.x[indices], None if self.y is None else self.y[indices]
+    def _read(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.x[indices].contiguous(), {name: values[indices] for name, values in self.cond.items()}
 
 
 class LazySplit(Split):
-    """Samples read when they are asked for: `read(i) -> x` for one sample, of shape `(*)`; labels in memory."""
+    """Samples read when they are asked for: `read(i) -> x` for one sample, of shape `(*)`; conditions in memory."""
 
-    def __init__(self, read: Callable[[int], Tensor], n: int, y: Tensor | None = None, *, name: str = "data") -> None:
-        self.read, self.n, self.y, self.name = read, n, y, name
+    def __init__(
+        self, read: Callable[[int], Tensor], n: int, cond: Mapping[str, Tensor] | None = None, *, name: str = "data"
+    ) -> None:
+        self.read, self.n, self.cond, self.name = read, n, _checked(cond, n), name
 
     def __len__(self) -> int:
         return self.n
 
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _read(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         x = torch.stack([self.read(i) for i in indices.tolist()])
-        return x, None if self.y is None else self.y[indices]
+        return x, {name: values[indices] for name, values in self.cond.items()}
 
 
 class Subset(Split):
-    """The samples `indices` of another split, in that order."""
+    """The samples `indices` of another split, in that order; nothing is copied."""
 
     def __init__(self, split: Split, indices: Tensor, *, name: str = "data") -> None:
         self.split, self.indices, self.name = split, indices, name
@@ -96,8 +125,9 @@ class Subset(Split):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.split[self.indices[indices]]
+    def _read(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = self.split[self.indices[indices]]
+        return batch.x, batch.cond
 
 
 @dataclass
@@ -109,35 +139,26 @@ class DataSplits:
     info: DataInfo
     law: Any = None
 
-    def scaler(self, *, centered: bool = True, dequantize: bool = True, standardize: bool | None = None) -> Scaler:
-        """The scaler for these data: grey levels to [-1, 1] or [0, 1], continuous data to mean 0 and deviation 1.
 
-        `standardize=None` does so for every continuous data set but those with a known law, which keep their units.
-        Statistics come from the training split: per number for vectors, per channel otherwise. Raises `ValueError`
-        where a number or a channel is constant.
-        """
-        info = self.info
-        if info.levels is not None:
-            return Scaler(info.shape, levels=info.levels, centered=centered, dequantize=dequantize)
-        if standardize is None:
-            standardize = self.law is None
-        mean, std = statistics(self.train) if standardize else (0.0, 1.0)
-        return Scaler(info.shape, mean=mean, std=std)
+def chunks_of(n: int, size: int, numbers: int = 2**22) -> Iterator[range]:
+    """0 .. n - 1 in ranges, each of samples with about `numbers` numbers in all; `size` of them per sample."""
+    step = max(1, numbers // max(1, size))
+    return (range(start, min(start + step, n)) for start in range(0, n, step))
 
 
-def statistics(split: Split, *, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+def statistics(split: Split, *, numbers: int = 2**22) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (float64) of a split: `(D,)` for vectors, `(C, 1, ..)` per channel otherwise.
 
-    One pass in chunks; sums are taken about the first sample's mean, so that a large offset does not cancel the
-    variance away.
+    One pass in chunks of so many `numbers`; sums are taken about the first sample's mean, so that a large offset does
+    not cancel the variance away.
     """
-    first = split[[0]][0]
+    first = split[[0]].x
     axes = (0, *range(2, first.ndim))
     pivot = first.double().mean(axes, keepdim=True)
     total = total_sq = torch.zeros_like(pivot)
     count = 0
-    for start in range(0, len(split), chunk):
-        x = split[range(start, min(start + chunk, len(split)))][0].double() - pivot
+    for chunk in chunks_of(len(split), first.numel(), numbers):
+        x = split[chunk].x.double() - pivot
         total, total_sq = total + x.sum(axes, keepdim=True), total_sq + x.square().sum(axes, keepdim=True)
         count += x.numel() // pivot.numel()
     mean = total / count
@@ -172,12 +193,10 @@ def hold_out(n: int, holdout: float, *, seed: int = 0, what: str = "the data") -
     return order[: n - held].sort().values, order[n - held :].sort().values
 
 
-def split_tensors(x: Tensor, y: Tensor | None, *, holdout: float, name: str) -> tuple[TensorSplit, TensorSplit]:
-    """Cut tensors into a training and a held-out split by `hold_out`."""
-    parts = []
-    for part, indices in zip(("train", "test"), hold_out(len(x), holdout, what=name)):
-        parts.append(TensorSplit(x[indices], None if y is None else y[indices], name=f"{name}/{part}"))
-    return parts[0], parts[1]
+def split_off(split: Split, holdout: float, *, name: str) -> tuple[Subset, Subset]:
+    """A training and a held-out part by `hold_out`."""
+    train, test = hold_out(len(split), holdout, what=name)
+    return Subset(split, train, name=f"{name}/train"), Subset(split, test, name=f"{name}/test")
 
 
 def data_root(root: str | os.PathLike | None) -> Path:
@@ -229,6 +248,8 @@ def load_dataset(
     download: bool | None = None,
     on_error: str | None = None,
     layout: str | None = None,
+    max_pixels: int | None = None,
+    memory_gb: float | None = None,
 ) -> DataSplits:
     """Load the data set that `spec` names.
 
@@ -243,6 +264,8 @@ def load_dataset(
         download: whether a missing data set may be fetched.
         on_error: `"raise"` or `"skip"`: what to do about a broken image.
         layout: order of an array's axes, for example `"NHWC"`.
+        max_pixels: images of more pixels than these are refused before they are decoded; default 2^26.
+        memory_gb: how much decoded data may be kept in memory.
 
     The settings after `spec` apply to data sets that have them; those written inside the spec win. Raises `ValueError`
     for unknown names and for an image size or channel count that the data set does not have, `FileNotFoundError` for a
@@ -263,6 +286,8 @@ def load_dataset(
         download=download,
         on_error=on_error,
         layout=layout,
+        max_pixels=max_pixels,
+        memory_gb=memory_gb,
     )
     context = {k: v for k, v in offered.items() if v is not None}
     if _looks_like_path(spec):
@@ -280,20 +305,21 @@ def load_dataset(
         raise TypeError(
             f"The data set {spec!r} returned {type(splits).__name__}: a registered function must return `DataSplits`."
         )
-    info = splits.info
-    if (
-        image_size is not None
-        and info.kind == "image"
-        and "image_size" not in spec
-        and info.shape[1:] != size_pair(image_size)
-    ):
+    _check_facts(splits.info, spec, image_size, channels)
+    return splits
+
+
+def _check_facts(info: DataInfo, spec: str, image_size: int | Sequence[int] | None, channels: int | None) -> None:
+    """Refuse settings that a data set did not follow; what the spec itself says is between the two of them."""
+    if info.kind != "image":
+        return
+    if image_size is not None and "image_size" not in spec and info.shape[1:] != size_pair(image_size):
         raise ValueError(
             f"The images of {info.name} are {info.shape[1]}x{info.shape[2]}; image_size={image_size} is not available. "
             "Leave it out."
         )
-    if channels is not None and info.kind == "image" and "channels" not in spec and info.channels != channels:
+    if channels is not None and "channels" not in spec and info.channels != channels:
         raise ValueError(
             f"The images of {info.name} have {info.channels} channel(s); channels={channels} is not available. Leave "
             "it out."
         )
-    return splits

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sde_score.data.base import DATASETS, DataSplits, TensorSplit
-from sde_score.data.info import DataInfo
+from sde_score.data.info import Condition, DataInfo
 
 N_TRAIN = 1500
 
@@ -27,6 +27,6 @@ def digits() -> DataSplits:
     ):
         x = torch.from_numpy(stored["images"]).unsqueeze(1)
         y = torch.from_numpy(stored["labels"]).long()
-    info = DataInfo("digits", (1, 8, 8), num_classes=10, levels=17, kind="image", class_names=tuple("0123456789"))
-    train = TensorSplit(x[:N_TRAIN], y[:N_TRAIN], name="digits/train")
-    return DataSplits(train, TensorSplit(x[N_TRAIN:], y[N_TRAIN:], name="digits/test"), info)
+    info = DataInfo("digits", (1, 8, 8), levels=17, conditions={"y": Condition(num=10, names=tuple("0123456789"))})
+    train = TensorSplit(x[:N_TRAIN], {"y": y[:N_TRAIN]}, name="digits/train")
+    return DataSplits(train, TensorSplit(x[N_TRAIN:], {"y": y[N_TRAIN:]}, name="digits/test"), info)

@@ -6,10 +6,10 @@ import io
 import os
 import threading
 import warnings
-import zipfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,88 +17,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_score.data.base import DATASETS, DataSplits, LazySplit, Split, Subset, TensorSplit, hold_out, size_pair
-from sde_score.data.info import DataInfo
+from sde_score.data.base import (
+    DATASETS,
+    MAX_PIXELS,
+    DataSplits,
+    LazySplit,
+    Split,
+    Subset,
+    TensorSplit,
+    size_pair,
+    split_off,
+)
+from sde_score.data.info import Condition, DataInfo
+from sde_score.data.sources import Source, open_source
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 
 
 class BrokenImage(ValueError):
     """An image file that cannot be read; the message names the file."""
-
-
-# --- where the bytes are
-
-
-class _Source(ABC):
-    """Image files by relative name, in sorted order."""
-
-    path: Path
-    names: list[str]
-    seen: int  # files of any kind
-
-    @abstractmethod
-    def read(self, name: str) -> bytes:
-        """The bytes of one file."""
-
-
-def _is_image(name: str) -> bool:
-    parts = name.split("/")
-    return name.lower().endswith(SUFFIXES) and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
-
-
-class _Folder(_Source):
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        found = []
-        # os.walk with links followed: data sets are often put together from them. Sorted, for the same order on every
-        # file system.
-        for folder, _, files in os.walk(path, followlinks=True):
-            found += [(Path(folder) / file).relative_to(path).as_posix() for file in files]
-        self.seen = len(found)
-        self.names = sorted(filter(_is_image, found))
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
-
-
-class _Zip(_Source):
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ValueError(f"Cannot open {str(path)!r} as a zip archive: {error}. Is the file complete?") from error
-        files = [name for name in self.archive.namelist() if not name.endswith("/")]
-        self.seen = len(files)
-        self.names = sorted(filter(_is_image, files))
-        self.lock = threading.Lock()
-
-    def read(self, name: str) -> bytes:
-        with self.lock:
-            return self.archive.read(name)
-
-
-def _open_source(path: str | os.PathLike) -> _Folder | _Zip:
-    where = Path(path).expanduser()
-    if not where.exists():
-        near = next((parent for parent in where.absolute().parents if parent.is_dir()), None)
-        raise FileNotFoundError(
-            f"There is no folder or .zip of images at {str(path)!r} (looked for {where.absolute()}; {near} exists). "
-            "Check the path."
-        )
-    if not where.is_dir() and where.suffix.lower() != ".zip":
-        raise ValueError(
-            f"{str(path)!r} is neither a folder nor a .zip of images. Put the images into a folder and give that."
-        )
-    source = _Folder(where) if where.is_dir() else _Zip(where)
-    if not source.names:
-        raise ValueError(
-            f"There are no images in {str(path)!r}: {source.seen} file(s) seen, none of them {', '.join(SUFFIXES)}."
-        )
-    return source
 
 
 # --- one image
@@ -109,17 +47,57 @@ def _explain(name: str, error: Exception) -> str:
     return f"{name}: {reason}"
 
 
-def _opened(source: _Source, name: str, use: Callable[[Any], Any]) -> Any:
-    """`use(image)` for one file; whatever goes wrong becomes a `BrokenImage` that names it."""
+_lifting = threading.Lock()
+_lifted = 0
+
+
+@contextmanager
+def _own_limit() -> Iterator[Any]:
+    """Pillow's module, its own limit on the size of images lifted while one of our threads reads: ours, which the user
+    can set, is asked instead. Pillow's is a global that warns or refuses, so it comes back with the last thread."""
     from PIL import Image
 
+    global _lifted
+    with _lifting:
+        if _lifted == 0:
+            _own_limit.saved = Image.MAX_IMAGE_PIXELS
+            Image.MAX_IMAGE_PIXELS = None
+        _lifted += 1
     try:
-        with Image.open(io.BytesIO(source.read(name))) as image:
-            return use(image)
-    except Image.DecompressionBombError as error:
-        raise BrokenImage(f"{name}: too large to be opened safely ({error}). Make it smaller first.") from error
-    except Exception as error:  # Pillow's decoders raise nearly every kind on damaged files
-        raise BrokenImage(_explain(name, error)) from error
+        yield Image
+    finally:
+        with _lifting:
+            _lifted -= 1
+            if _lifted == 0:
+                Image.MAX_IMAGE_PIXELS = _own_limit.saved
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The images of one source, opened one at a time and none larger than `max_pixels`."""
+
+    source: Source
+    max_pixels: int
+
+    def opened(self, name: str, use: Callable[[Any], Any]) -> Any:
+        """`use(image)` for one file; whatever goes wrong becomes a `BrokenImage` that names it."""
+        try:
+            # no file of an image that size needs more: four channels of 16 bits, and some words besides
+            if (size := self.source.size(name)) > 8 * self.max_pixels + 2**20:
+                raise ValueError(
+                    f"takes {size} bytes, more than an image of max_pixels={self.max_pixels} does. If it is meant, "
+                    "raise --config.data.max_pixels"
+                )
+            with _own_limit() as Image, Image.open(io.BytesIO(self.source.read(name))) as image:
+                width, height = image.size
+                if width * height > self.max_pixels:
+                    raise ValueError(
+                        f"is {height}x{width}, {height * width} pixels; at most max_pixels={self.max_pixels} are "
+                        f"decoded. Make it smaller, or raise --config.data.max_pixels={height * width}"
+                    )
+                return use(image)
+        except Exception as error:  # Pillow's decoders raise nearly every kind on damaged files
+            raise BrokenImage(_explain(name, error)) from error
 
 
 def _header(image: Any) -> tuple[int, int, int]:
@@ -187,19 +165,19 @@ def to_tensor(image: Any, size: tuple[int, int], channels: int) -> Tensor:
 
 
 def _map_images(
-    function: Callable[[str], Any], names: Sequence[str], on_error: str, where: Path
-) -> tuple[list[str], list[Any]]:
-    """`function(name)` on threads (Pillow decodes without the interpreter lock); broken images are skipped and named,
-    or refused."""
+    function: Callable[[int], Any], names: Sequence[str], on_error: str, where: Path
+) -> tuple[list[int], list[Any]]:
+    """`function(number)` for each name, on threads (Pillow decodes without the interpreter lock): the numbers of the
+    good images, and the results. Broken ones are left out and named, or refused."""
 
-    def attempt(name: str) -> Any:
+    def attempt(number: int) -> Any:
         try:
-            return function(name)
+            return function(number)
         except BrokenImage as error:
             return error
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(attempt, names))
+        results = list(pool.map(attempt, range(len(names))))
     broken = [result for result in results if isinstance(result, BrokenImage)]
     if broken and on_error == "raise":
         raise BrokenImage(
@@ -212,8 +190,8 @@ def _map_images(
         )
     if len(broken) == len(names):
         raise ValueError(f"None of the {len(names)} images in {str(where)!r} can be read.")
-    good = [(name, result) for name, result in zip(names, results) if not isinstance(result, BrokenImage)]
-    return [name for name, _ in good], [result for _, result in good]
+    good = [number for number, result in enumerate(results) if not isinstance(result, BrokenImage)]
+    return good, [results[number] for number in good]
 
 
 def _listing(errors: Iterable[Exception], most: int = 10) -> str:
@@ -267,22 +245,27 @@ def _official(parts: Sequence[tuple[str, ...]]) -> list[bool] | None:
 
 
 def _make_split(
-    source: _Source,
+    files: _Files,
     names: list[str],
     size: tuple[int, int],
     channels: int,
     on_error: str,
     memory_gb: float,
     title: str,
-) -> tuple[Split, list[str]]:
+) -> tuple[TensorSplit | LazySplit, list[str]]:
     """The images as one split, decoded now if they fit into `memory_gb`, else when asked for; and their names."""
 
     def decode(name: str) -> Tensor:
-        return _opened(source, name, lambda image: to_tensor(image, size, channels))
+        return files.opened(name, lambda image: to_tensor(image, size, channels))
 
     if len(names) * channels * size[0] * size[1] <= memory_gb * 2**30:
-        names, tensors = _map_images(decode, names, on_error, source.path)
-        return TensorSplit(torch.stack(tensors), name=title), names
+        x = torch.empty((len(names), channels, *size), dtype=torch.uint8)
+
+        def place(number: int) -> None:
+            x[number] = decode(names[number])
+
+        good, _ = _map_images(place, names, on_error, files.source.path)
+        return TensorSplit(x if len(good) == len(names) else x[good], name=title), [names[k] for k in good]
 
     def read(i: int) -> Tensor:
         for offset in range(min(16, len(names))):
@@ -299,6 +282,50 @@ def _make_split(
     return LazySplit(read, len(names), name=title), names
 
 
+def _read_headers(
+    files: Sequence[_Files], on_error: str
+) -> tuple[list[list[str]], dict[str, tuple[int, int, int]]]:
+    """The names of each source's good images, and (height, width, channels) of each by its path."""
+    names, headers = [], {}
+    for one in files:
+        source = one.source
+        good, found = _map_images(
+            lambda k, one=one, source=source: one.opened(source.names[k], _header), source.names, on_error, source.path
+        )
+        names.append([source.names[k] for k in good])
+        headers |= {f"{source.path}/{name}": header for name, header in zip(names[-1], found)}
+    return names, headers
+
+
+def _label(
+    splits: Sequence[TensorSplit | LazySplit], parts: Sequence[Sequence[tuple[str, ...]]]
+) -> dict[str, Condition]:
+    """Give the splits the classes that their images' folders name, if all do; what the classes are."""
+    labelled = [_labels(p) for p in parts]
+    if any(labels is None for labels in labelled):
+        return {}
+    class_names = tuple(sorted({label for labels in labelled for label in labels}))
+    number = {name: k for k, name in enumerate(class_names)}
+    for split, labels in zip(splits, labelled):
+        split.cond = {"y": torch.tensor([number[label] for label in labels])}
+    return {"y": Condition(num=len(class_names), names=class_names)}
+
+
+def _train_and_test(splits: Sequence[Split], is_test: list[bool] | None, holdout: float, title: str) -> list[Split]:
+    """Two sources are the two parts; one is cut as its top folders say, or by `holdout`."""
+    if len(splits) == 2:
+        for split, part in zip(splits, ("train", "test")):
+            split.name = f"{title}/{part}"
+        return list(splits)
+    if is_test is None:
+        return list(split_off(splits[0], holdout, name=title))
+    mask = torch.tensor(is_test)
+    return [
+        Subset(splits[0], chosen.nonzero()[:, 0], name=f"{title}/{part}")
+        for part, chosen in (("train", ~mask), ("test", mask))
+    ]
+
+
 @DATASETS.register("folder")
 def folder(
     path: str | os.PathLike,
@@ -308,6 +335,7 @@ def folder(
     on_error: str = "raise",
     holdout: float = 0.1,
     memory_gb: float = 2.0,
+    max_pixels: int = MAX_PIXELS,
 ) -> DataSplits:
     """Your own images: a folder (with its sub-folders) or a .zip.
 
@@ -325,6 +353,7 @@ def folder(
         holdout: fraction kept for testing.
         memory_gb: decoded images up to this size are kept in memory, larger sets are read from the files again and
             again.
+        max_pixels: larger images are broken ones: their size is read off their headers, before they are decoded.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"`folder(on_error=...)` is 'raise' or 'skip'; got {on_error!r}.")
@@ -333,15 +362,8 @@ def folder(
             f"`folder(channels=...)` is 1 (grey) or 3 (colour); got {channels!r}. Other channel counts: "
             "`array(path=...)`."
         )
-    paths = [path] if test_path is None else [path, test_path]
-    sources = [_open_source(p) for p in paths]
-    names, headers = [], {}
-    for source in sources:
-        kept, found = _map_images(
-            lambda name, source=source: _opened(source, name, _header), source.names, on_error, source.path
-        )
-        names.append(kept)
-        headers.update({f"{source.path}/{name}": header for name, header in zip(kept, found)})
+    files = [_Files(open_source(p), max_pixels) for p in ([path] if test_path is None else [path, test_path])]
+    names, headers = _read_headers(files, on_error)
     size = _decide_size(headers, image_size)
     small = [name for name, (height, width, _) in headers.items() if height < size[0] or width < size[1]]
     if small:
@@ -354,35 +376,9 @@ def folder(
     place = Path(path).expanduser().resolve()
     title = place.name if place.is_dir() else place.stem
 
-    splits: list[Split] = []
-    for k, source in enumerate(sources):
-        split, names[k] = _make_split(source, names[k], size, channels, on_error, memory_gb, title)
-        splits.append(split)
-    parts = [_strip_common(n) for n in names]
+    made = [_make_split(f, n, size, channels, on_error, memory_gb, title) for f, n in zip(files, names)]
+    splits, parts = [split for split, _ in made], [_strip_common(kept) for _, kept in made]
     is_test = _official(parts[0]) if test_path is None else None
-    labelled = [_labels(p if is_test is None else [q[1:] for q in p]) for p in parts]
-    class_names: tuple[str, ...] | None = None
-    if all(labels is not None for labels in labelled):
-        class_names = tuple(sorted({label for labels in labelled for label in labels}))
-        number = {name: k for k, name in enumerate(class_names)}
-        for split, labels in zip(splits, labelled):
-            split.y = torch.tensor([number[label] for label in labels])
-
-    if test_path is not None:
-        train, test = splits
-    else:
-        if is_test is not None:
-            mask = torch.tensor(is_test)
-            chosen = (~mask).nonzero()[:, 0], mask.nonzero()[:, 0]
-        else:
-            chosen = hold_out(len(splits[0]), holdout, what=str(path))
-        train, test = (_part(splits[0], indices) for indices in chosen)
-    train.name, test.name = f"{title}/train", f"{title}/test"
-    info = DataInfo(title, (channels, *size), len(class_names) if class_names else None, 256, "image", class_names)
-    return DataSplits(train, test, info)
-
-
-def _part(split: Split, indices: Tensor) -> Split:
-    if isinstance(split, TensorSplit):
-        return TensorSplit(split.x[indices], None if split.y is None else split.y[indices])
-    return Subset(split, indices)
+    conditions = _label(splits, parts if is_test is None else [[p[1:] for p in parts[0]]])
+    train, test = _train_and_test(splits, is_test, holdout, title)
+    return DataSplits(train, test, DataInfo(title, (channels, *size), 256, conditions=conditions))

@@ -1,20 +1,26 @@
-"""What a data set is (`DataInfo`) and how its samples map to the numbers a model sees (`Scaler`)."""
+"""What a data set is: the shape and the kind of its samples, and what is known of each besides (`Condition`)."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_score.protocols import NoiseFn
-from sde_score.tensors import draw_uniform
+from sde_score.registry import suggest
 
 KINDS = ("vector", "series", "image", "volume")
+CONDITIONS = {
+    "class": "integers (N,), one of `num` classes",
+    "labels": "zeros and ones (N, num), any of `num` labels",
+    "vector": "real numbers (N, K)",
+    "sequence": "tokens (N, L), integers below `num`, or vectors (N, L, K)",
+    "image": "images (N, C, H, W)",
+}
 
 
 def kind_of_shape(shape: Sequence[int]) -> str:
@@ -25,31 +31,130 @@ def kind_of_shape(shape: Sequence[int]) -> str:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What one condition is, that a network can be told besides the sample.
+
+        kind        shape       num     values (N, *shape)
+        class       ()          yes     int64, 0 .. num - 1
+        labels      (num,)      yes     float32, 0 or 1: several labels at once
+        vector      (K,)        no      float32
+        sequence    (L,)        yes     int64, 0 .. num - 1: tokens
+        sequence    (L, K)      no      float32
+        image       (C, H, W)   no      float32, or uint8 grey levels, which the network scales itself
+
+    Args:
+        kind: one of the above.
+        shape: of one sample's values, without the batch axis; filled in for a class and for labels.
+        num: how many classes, labels or tokens there are.
+        names: theirs, in the order of their numbers.
+    """
+
+    kind: str = "class"
+    shape: tuple[int, ...] = ()
+    num: int | None = None
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in CONDITIONS:
+            raise ValueError(f"Unknown kind of condition {self.kind!r}.{suggest(str(self.kind), CONDITIONS)}")
+        shape = (self.num,) if self.kind == "labels" and self.num and not self.shape else self.shape
+        object.__setattr__(self, "shape", tuple(int(n) for n in shape))
+        if self.names is not None:
+            object.__setattr__(self, "names", tuple(self.names))
+        axes = {"class": (0,), "labels": (1,), "vector": (1,), "sequence": (1, 2), "image": (3,)}[self.kind]
+        counted = self.kind in ("class", "labels") or (self.kind == "sequence" and len(self.shape) == 1)
+        if len(self.shape) not in axes or any(n < 1 for n in self.shape):
+            raise ValueError(
+                f"A condition of kind {self.kind!r} holds {CONDITIONS[self.kind]}; got shape {self.shape}."
+            )
+        if counted != (self.num is not None) or (counted and self.num < 1):
+            raise ValueError(
+                f"`Condition({self.kind!r}, num=...)` must be {'positive' if counted else 'None'}, shape {self.shape}: "
+                f"it holds {CONDITIONS[self.kind]}; got {self.num}."
+            )
+        if self.kind == "labels" and self.shape != (self.num,):
+            raise ValueError(f"{self.num} labels have the shape ({self.num},); got {self.shape}.")
+        if self.names is not None and len(self.names) != self.num:
+            raise ValueError(f"`Condition(names=...)` must name all of {self.num}; got {len(self.names)} names.")
+
+    @classmethod
+    def of(cls, values: Tensor, name: str = "a condition") -> Condition:
+        """What `values` of shape `(N, *)` describe, where their type and their axes tell.
+
+        Integers `(N,)` or `(N, 1)` are classes, `(N, L)` tokens; booleans `(N, K)` are labels; real numbers `(N,)` and
+        `(N, K)` are vectors, `(N, L, K)` sequences; four axes are images. Raises `ValueError` otherwise.
+        """
+        real, shape = values.is_floating_point(), tuple(values.shape[1:])
+        if len(values) and len(shape) <= 3 and not values.is_complex():
+            if len(shape) == 3 and (real or values.dtype == torch.uint8):
+                return cls("image", shape)
+            if real:
+                return cls("sequence", shape) if len(shape) == 2 else cls("vector", shape or (1,))
+            if values.dtype == torch.bool and len(shape) == 1:
+                return cls("labels", num=shape[0])
+            if len(shape) <= 1 and values.dtype != torch.bool:
+                num = int(values.max()) + 1
+                return cls("class", num=num) if shape in ((), (1,)) else cls("sequence", shape, num)
+        raise ValueError(
+            f"{name} holds {values.dtype} of shape {tuple(values.shape)}, which is no kind of condition. There are: "
+            f"{'; '.join(f'{kind}: {what}' for kind, what in CONDITIONS.items())}."
+        )
+
+    def convert(self, values: Tensor, n: int, name: str = "a condition") -> Tensor:
+        """`values` for `n` samples in the type that the table gives. Raises `ValueError` where they do not fit."""
+        if values.ndim == len(self.shape) + 2 and values.shape[-1] == 1:  # (N, 1) classes
+            values = values[..., 0]
+        elif self.shape == (1,) and values.ndim == 1:
+            values = values[:, None]
+        integers = self.num is not None and self.kind != "labels"
+        if tuple(values.shape) != (n, *self.shape) or (integers and values.is_floating_point()) or values.is_complex():
+            raise ValueError(
+                f"{name} must hold {CONDITIONS[self.kind]}, here of shape {(n, *self.shape)}; got {values.dtype} "
+                f"{tuple(values.shape)}."
+            )
+        if integers or self.kind == "labels":
+            low, high = (float(values.min()), float(values.max())) if len(values) else (0, 0)
+            top = self.num - 1 if integers else 1
+            if low < 0 or high > top:
+                raise ValueError(f"{name} holds values from {low:g} to {high:g}; they run from 0 to {top}.")
+            return values.to(torch.int64 if integers else torch.float32)
+        if values.dtype == torch.uint8:
+            return values
+        values = values.to(torch.float32)
+        if not torch.isfinite(values).all():
+            first = tuple((~torch.isfinite(values)).nonzero()[0].tolist())
+            raise ValueError(f"{name} is not finite, first at index {first}: {values[first].item()}.")
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Condition:
+        """The inverse of `dataclasses.asdict`, also after a way through JSON."""
+        return cls(**values)
+
+
+@dataclass(frozen=True)
 class DataInfo:
     """The facts about a data set that models, likelihoods and reports need.
 
     Args:
         name: what to call it in messages and reports.
         shape: of one sample, channels first: `(D,)`, `(C, L)`, `(C, H, W)` or `(C, D, H, W)`.
-        num_classes: how many classes the labels name, `None` without labels.
         levels: number of grey levels of data stored as integers `0 .. levels-1` in uint8 (256 for 8-bit images), `None`
             for continuous data.
         kind: `"vector"`, `"series"`, `"image"` or `"volume"`; read from the shape when left out.
-        class_names: the names of the classes, in the order of their numbers.
+        conditions: what is known of each sample besides, by name; `y` is the class.
     """
 
     name: str
     shape: tuple[int, ...]
-    num_classes: int | None = None
     levels: int | None = None
     kind: str = ""
-    class_names: tuple[str, ...] | None = None
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "kind", self.kind or kind_of_shape(self.shape))
-        if self.class_names is not None:
-            object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "conditions", dict(self.conditions))
         if self.kind not in KINDS:
             raise ValueError(f"`DataInfo(kind=...)` must be one of {', '.join(KINDS)}; got {self.kind!r}.")
         if not self.shape or min(self.shape) < 1:
@@ -60,10 +165,11 @@ class DataInfo:
             raise ValueError(
                 f"`DataInfo(levels=...)` must be between 2 and 256, or None for continuous data; got {self.levels}."
             )
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(
-                f"`DataInfo(num_classes=...)` must be positive, or None without labels; got {self.num_classes}."
-            )
+        for name in self.conditions:
+            if not name.isidentifier() or name in ("x", "t"):
+                raise ValueError(
+                    f"A condition reaches the network as an argument of its name, so it cannot be called {name!r}."
+                )
 
     @property
     def channels(self) -> int:
@@ -75,14 +181,29 @@ class DataInfo:
         """Numbers per sample."""
         return math.prod(self.shape)
 
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes `y` names; `None` where it is no class, or not there."""
+        y = self.conditions.get("y")
+        return y.num if y is not None and y.kind == "class" else None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes, in the order of their numbers."""
+        return self.conditions["y"].names if self.num_classes else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as JSON keeps them."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DataInfo:
-        """The inverse of `to_dict`."""
-        return cls(**values)
+    def from_dict(cls, values: Mapping[str, Any]) -> DataInfo:
+        """The inverse of `to_dict`. Raises `ValueError` for facts of another version."""
+        unknown = sorted(values.keys() - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"These facts hold {', '.join(unknown)}: another version of sde_score wrote them.")
+        described = values.get("conditions", {})
+        return cls(**{**values, "conditions": {name: Condition.from_dict(v) for name, v in described.items()}})
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
@@ -90,179 +211,3 @@ class DataInfo:
     @classmethod
     def from_json(cls, text: str) -> DataInfo:
         return cls.from_dict(json.loads(text))
-
-
-class Scaler:
-    """The affine map from data to the numbers a model sees, with its log-determinant.
-
-    Discrete data, stored as levels k in `0 .. K-1` (uint8), first become points of the unit cube, then model numbers:
-
-        u = (k + U) / K,  U ~ Uniform[0, 1)    with `dequantize` (Theis et al. 2016, section 3.1)
-        u = k / (K - 1)                        without: the published training convention
-        x = 2 u - 1  if `centered`,  else  x = u
-
-    Only dequantised data have a density, so only with `dequantize` do bits/dim have a meaning.
-
-    Continuous data are standardised: x = (v - mean) / std.
-
-    Args:
-        shape: of one sample, without the batch axis.
-        levels: the number K of levels, `None` for continuous data.
-        centered: model range [-1, 1] (or [0, 1]); discrete data only.
-        dequantize: see above; discrete data only.
-        mean, std: a number, or nested lists or tensors that broadcast against one sample; continuous data only.
-    """
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        *,
-        levels: int | None = None,
-        centered: bool = True,
-        dequantize: bool = True,
-        mean: Any = 0.0,
-        std: Any = 1.0,
-    ) -> None:
-        self.shape = tuple(int(n) for n in shape)
-        self.levels = levels
-        self.centered = bool(centered)
-        self.dequantizes = bool(dequantize) and levels is not None
-        self.mean = torch.as_tensor(mean, dtype=torch.float64)
-        self.std = torch.as_tensor(std, dtype=torch.float64)
-        if levels is None:
-            for name, value in (("mean", self.mean), ("std", self.std)):
-                try:
-                    fits = torch.broadcast_shapes(value.shape, self.shape) == self.shape
-                except RuntimeError:
-                    fits = False
-                if not fits:
-                    raise ValueError(
-                        f"`Scaler({name}=...)` of shape {tuple(value.shape)} does not broadcast to a sample, "
-                        f"{self.shape}."
-                    )
-            if not (torch.isfinite(self.mean).all() and torch.isfinite(self.std).all() and (self.std > 0).all()):
-                raise ValueError(
-                    f"`Scaler` needs a finite mean and a finite, positive std; got mean={mean}, std={std}."
-                )
-        elif self.mean.ne(0).any() or self.std.ne(1).any():
-            raise ValueError(
-                "`Scaler(mean=..., std=...)` are for continuous data; data with levels are scaled by `centered`."
-            )
-
-    def _affine(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """(shift, scale) of x_model = (x_data - shift) / scale."""
-        if self.levels is not None:
-            return (0.5, 0.5) if self.centered else (0.0, 1.0)
-        # The dtype is changed first: not every device knows float64.
-        return self.mean.to(x.dtype).to(x.device), self.std.to(x.dtype).to(x.device)
-
-    def _check(self, x: Tensor) -> None:
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(
-                f"This scaler is for samples of shape {self.shape}, a batch of shape (B, "
-                f"{', '.join(map(str, self.shape))}); got {tuple(x.shape)}."
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Unit cube (discrete data) or raw values (continuous data) -> model space, `(B, *)`."""
-        self._check(x)
-        shift, scale = self._affine(x)
-        return (x - shift) / scale
-
-    def inverse(self, x: Tensor) -> Tensor:
-        """Model space -> unit cube or raw values, `(B, *)`."""
-        self._check(x)
-        shift, scale = self._affine(x)
-        return x * scale + shift
-
-    @property
-    def log_det(self) -> float:
-        """log |det d forward(x) / dx| per sample, in nats: log p_data(x) = log p_model(forward(x)) + log_det."""
-        if self.levels is not None:
-            return math.prod(self.shape) * math.log(2.0) if self.centered else 0.0
-        return -float(self.std.log().expand(self.shape).sum())
-
-    @property
-    def log_det_levels(self) -> float:
-        """As `log_det`, for a density over the data's own units: per grey level if the data are discrete.
-
-        With uniform dequantisation, -(log p_model + log_det_levels) / (D log 2) is the upper bound of the bits/dim of
-        the discrete data.
-        """
-        return self.log_det - (math.prod(self.shape) * math.log(self.levels) if self.levels is not None else 0.0)
-
-    def dequantize(self, x: Tensor, noise: NoiseFn) -> Tensor:
-        """Levels `(B, *)` -> points of the unit cube: u = (level + U) / levels, U ~ Uniform[0, 1) from `noise`."""
-        self._check_levels(x)
-        level = x.to(torch.float32)
-        return (level + draw_uniform(noise, level)) / self.levels
-
-    def _check_levels(self, x: Tensor) -> None:
-        self._check(x)
-        if self.levels is None:
-            raise ValueError("These data are continuous: there are no grey levels to dequantise. Call `forward`.")
-        if x.is_floating_point():
-            raise ValueError(
-                f"Grey levels are integers 0 .. {self.levels - 1} (uint8); got {x.dtype}. Points of the unit cube go "
-                "to `forward`."
-            )
-
-    def encode(self, x: Tensor, noise: NoiseFn | None = None) -> Tensor:
-        """Stored data -> model space, the one call that training needs.
-
-        Discrete data are dequantised with `noise`; without noise each level becomes the centre of its cell,
-        (level + 1/2) / levels. A scaler made with `dequantize=False` maps level to level / (levels - 1), whatever the
-        noise. Continuous data go through `forward`.
-        """
-        if self.levels is None:
-            return self.forward(x if x.is_floating_point() else x.to(torch.float32))
-        self._check_levels(x)
-        if not self.dequantizes:
-            return self.forward(x.to(torch.float32) / (self.levels - 1))
-        return self.forward(
-            self.dequantize(x, noise) if noise is not None else (x.to(torch.float32) + 0.5) / self.levels
-        )
-
-    def _nearest_cell(self, x: Tensor) -> Tensor:
-        """Model space -> the level, as a real number whose nearest integer is the stored one."""
-        if self.levels is None:
-            raise ValueError(
-                "These data are continuous and have no grey levels. Call `inverse` to get values in the data's units."
-            )
-        if not torch.isfinite(x).all():
-            raise ValueError("Cannot turn NaN or infinite values into grey levels: the samples are broken.")
-        u = self.inverse(x)
-        return u * self.levels - 0.5 if self.dequantizes else u * (self.levels - 1)
-
-    def to_levels(self, x: Tensor) -> Tensor:
-        """Model space -> stored levels `0 .. levels-1` as uint8: the nearest level, clamped."""
-        # floor(k + 1/2) and not round: halves belong to the upper cell, as U = 0 does.
-        return (self._nearest_cell(x) + 0.5).floor().clamp(0, self.levels - 1).to(torch.uint8)
-
-    def to_uint8(self, x: Tensor) -> Tensor:
-        """Model space -> 8-bit pictures `0 .. 255`: rounded and clamped, level 0 black and the highest level white."""
-        return (self._nearest_cell(x) * (255 / (self.levels - 1)) + 0.5).floor().clamp(0, 255).to(torch.uint8)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values only, as JSON keeps them."""
-        return {
-            "shape": list(self.shape),
-            "levels": self.levels,
-            "centered": self.centered,
-            "dequantize": self.dequantizes,
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
-        }
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> Scaler:
-        """The inverse of `state_dict`."""
-        state = dict(state)
-        return cls(state.pop("shape"), **state)
-
-    def __repr__(self) -> str:
-        if self.levels is not None:
-            return (
-                f"Scaler({self.shape}, levels={self.levels}, centered={self.centered}, dequantize={self.dequantizes})"
-            )
-        return f"Scaler({self.shape}, mean={self.mean.tolist()}, std={self.std.tolist()})"

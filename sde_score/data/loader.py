@@ -11,24 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde_score.data.base import Split
+from sde_score.data.base import Batch, Split
 from sde_score.tensors import mix_seed
 
-# Words that keep the streams derived from one seed apart.
-_ORDER, _FLIP = 0x0DE5, 0xF11B
-
-
-class Batch(NamedTuple):
-    """Samples `x: (B, *)`, labels `y: (B,)` or `None`, and their positions `(B,)`: the numbers for noise seeds."""
-
-    x: Tensor
-    y: Tensor | None
-    positions: Tensor
+# Words that keep the streams derived from one seed apart; no number of a step or of a sample gets so far.
+_ORDER, _FLIP = 0x0DE5 << 40, 0xF11B << 40
 
 
 @lru_cache(maxsize=4)
@@ -74,8 +65,7 @@ class BatchLoader:
         batch_size: samples of one optimiser step, over all ranks and micro-batches.
         seed: of the order and of the flips.
         rank, world_size: this process, and how many there are.
-        accumulate: micro-batches per step and rank (gradient accumulation), see `micro_batches`.
-        flip: mirror half of the images left to right, at random.
+        flip: mirror half of the images left to right, at random, and conditions that are images with them.
         workers: threads that read ahead of the step asked for; 0 reads when asked. Worth it where samples are decoded
             from files.
 
@@ -91,7 +81,6 @@ class BatchLoader:
         *,
         rank: int = 0,
         world_size: int = 1,
-        accumulate: int = 1,
         flip: bool = False,
         workers: int = 0,
     ) -> None:
@@ -101,34 +90,36 @@ class BatchLoader:
             )
         if len(split) < 1:
             raise ValueError(f"{split.name} is empty: there is nothing to draw batches from.")
-        parts = world_size * accumulate
-        if batch_size < 1 or accumulate < 1 or batch_size % parts:
+        if batch_size < 1 or batch_size % world_size:
             raise ValueError(
-                f"`BatchLoader(batch_size={batch_size})` must be a positive multiple of world_size * accumulate = "
-                f"{world_size} * {accumulate}. Write "
-                f"batch_size={max(1, round(batch_size / max(1, parts))) * max(1, parts)}."
+                f"`BatchLoader(batch_size={batch_size})` must be a positive multiple of world_size = {world_size}. "
+                f"Write batch_size={max(1, round(batch_size / world_size)) * world_size}."
             )
         self.split, self.batch_size, self.seed = split, batch_size, seed
-        self.rank, self.world_size, self.accumulate, self.flip = rank, world_size, accumulate, flip
+        self.rank, self.world_size, self.flip = rank, world_size, flip
         self.workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="batch") if workers else None
         self._ahead: dict[int, Future[Batch]] = {}
 
     def _fetch(self, step: int) -> Batch:
         positions = batch_positions(step, self.batch_size, rank=self.rank, world_size=self.world_size)
-        x, y = self.split[indices_at(positions, len(self.split), self.seed)]
-        if self.flip:
-            if x.ndim != 4:
-                raise ValueError(
-                    f"`BatchLoader(flip=True)` mirrors images, (B, C, H, W); {self.split.name} has batches of shape "
-                    f"{tuple(x.shape)}."
-                )
-            mask = flip_mask(self.seed, positions).view(-1, 1, 1, 1)
-            x = torch.where(mask, x.flip(-1), x)
-        return Batch(x, y, positions)
+        read = self.split[indices_at(positions, len(self.split), self.seed)]
+        if not self.flip:
+            return Batch(read.x, read.cond, positions)
+        if read.x.ndim != 4:
+            raise ValueError(
+                f"`BatchLoader(flip=True)` mirrors images, (B, C, H, W); {self.split.name} has batches of shape "
+                f"{tuple(read.x.shape)}."
+            )
+        mask = flip_mask(self.seed, positions).view(-1, 1, 1, 1)
+
+        def mirrored(values: Tensor) -> Tensor:
+            return torch.where(mask, values.flip(-1), values) if values.ndim == 4 else values
+
+        return Batch(mirrored(read.x), {name: mirrored(values) for name, values in read.cond.items()}, positions)
 
     def batch(self, step: int) -> Batch:
-        """This rank's samples of `step`: `(x, y, positions)`. A pure function of the constructor's arguments and
+        """This rank's samples of `step`. A pure function of the constructor's arguments and
         `step`."""
         if self._pool is None:
             return self._fetch(step)
@@ -139,18 +130,6 @@ class BatchLoader:
             if new not in self._ahead:
                 self._ahead[new] = self._pool.submit(self._fetch, new)
         return self._ahead.pop(step).result()
-
-    def micro_batches(self, step: int) -> Iterator[Batch]:
-        """The samples of `batch(step)` in `accumulate` equal parts, in order."""
-        x, y, positions = self.batch(step)
-        size = len(positions) // self.accumulate
-        for start in range(0, len(positions), size):
-            part = slice(start, start + size)
-            yield Batch(x[part], None if y is None else y[part], positions[part])
-
-    def epoch(self, step: int) -> float:
-        """How many passes over the data are done before `step`."""
-        return step * self.batch_size / len(self.split)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -174,4 +153,4 @@ def iterate(
         size = min(batch_size, n - start)
         indices = start + batch_positions(0, size, rank=rank, world_size=world_size)
         if len(indices):
-            yield Batch(*split[indices], indices)
+            yield split[indices]

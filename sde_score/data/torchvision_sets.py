@@ -15,18 +15,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sde_score import _torchvision
 from sde_score.data.base import DATASETS, DataSplits, LazySplit, TensorSplit, data_root, size_pair
-from sde_score.data.info import DataInfo
+from sde_score.data.info import Condition, DataInfo
 
 IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+
+MAX_BYTES = 2**31
 
 
 def read_idx(path: Path) -> Tensor:
@@ -35,23 +36,29 @@ def read_idx(path: Path) -> Tensor:
     Two zero bytes, type 8, number of axes, the lengths as big-endian 32-bit integers, then the values.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            start = file.read(4)
+            axes = start[3] if len(start) == 4 and start[:3] == b"\0\0\x08" else 0
+            lengths = file.read(4 * axes)
+            if not axes or len(lengths) < 4 * axes:
+                raise ValueError(
+                    f"{str(path)!r} is not an IDX file of bytes: it begins with {start.hex(' ') or 'nothing'}. Delete "
+                    "it and fetch it again."
+                )
+            shape = struct.unpack(f">{axes}I", lengths)
+            size = math.prod(shape)
+            if size > MAX_BYTES:  # the header tells, before anything is unpacked
+                raise ValueError(f"{str(path)!r} is said to hold {size} bytes of data, more than {MAX_BYTES}: damaged?")
+            content = bytearray(file.read(size + 1))
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"Cannot read {str(path)!r}: {error}. Delete it and fetch it again.") from error
-    axes = content[3] if len(content) > 3 and content[:3] == b"\0\0\x08" else 0
-    start = 4 + 4 * axes
-    if not axes or len(content) < start:
+    if len(content) != size:
+        found = len(content) if len(content) < size else "more"
         raise ValueError(
-            f"{str(path)!r} is not an IDX file of bytes: it begins with {content[:4].hex(' ') or 'nothing'}. Delete it "
-            "and fetch it again."
+            f"{str(path)!r} should hold {size} bytes of data and holds {found}: it is cut short or damaged. Fetch it "
+            "again."
         )
-    shape = struct.unpack(f">{axes}I", content[4:start])
-    if len(content) - start != math.prod(shape):
-        raise ValueError(
-            f"{str(path)!r} should hold {math.prod(shape)} bytes of data and holds {len(content) - start}: it is cut "
-            "short. Fetch it again."
-        )
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
+    return torch.frombuffer(content, dtype=torch.uint8).reshape(shape)
 
 
 def _find_idx(folders: Sequence[Path]) -> dict[str, Path] | None:
@@ -85,6 +92,10 @@ def _fetch(make: Callable[..., Any], name: str, root: Path, download: bool, **se
         ) from error
 
 
+def _ten_classes(name: str, shape: tuple[int, ...], class_names: Sequence[str]) -> DataInfo:
+    return DataInfo(name, shape, levels=256, conditions={"y": Condition(num=10, names=tuple(class_names))})
+
+
 def _mnist_like(
     name: str, class_name: str, root: str | os.PathLike | None, download: bool, class_names: tuple[str, ...]
 ) -> DataSplits:
@@ -110,9 +121,8 @@ def _mnist_like(
                 f"{name}: {found[images].name} has shape {tuple(x.shape)}, {found[labels].name} {tuple(y.shape)}: they "
                 "do not belong together."
             )
-        parts[part] = TensorSplit(x.unsqueeze(1), y.long(), name=f"{name}/{part}")
-    shape = tuple(parts["train"].x.shape[1:])
-    info = DataInfo(name, shape, num_classes=10, levels=256, kind="image", class_names=class_names)
+        parts[part] = TensorSplit(x.unsqueeze(1), {"y": y.long()}, name=f"{name}/{part}")
+    info = _ten_classes(name, tuple(parts["train"].x.shape[1:]), class_names)
     return DataSplits(parts["train"], parts["test"], info)
 
 
@@ -140,10 +150,10 @@ def cifar10(root: str | os.PathLike | None = None, download: bool = True) -> Dat
     parts = []
     for part in ("train", "test"):
         source = _fetch(make, "cifar10", data_root(root), download, train=part == "train")
-        x = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()  # torchvision keeps NHWC
-        parts.append(TensorSplit(x, torch.as_tensor(source.targets, dtype=torch.int64), name=f"cifar10/{part}"))
-    info = DataInfo("cifar10", (3, 32, 32), num_classes=10, levels=256, kind="image", class_names=tuple(source.classes))
-    return DataSplits(parts[0], parts[1], info)
+        y = torch.as_tensor(source.targets, dtype=torch.int64)
+        # torchvision keeps NHWC; seen as NCHW without a copy
+        parts.append(TensorSplit(torch.from_numpy(source.data).permute(0, 3, 1, 2), {"y": y}, name=f"cifar10/{part}"))
+    return DataSplits(parts[0], parts[1], _ten_classes("cifar10", (3, 32, 32), source.classes))
 
 
 @DATASETS.register("svhn")
@@ -156,11 +166,11 @@ def svhn(root: str | os.PathLike | None = None, download: bool = True, extra: bo
     parts = []
     for part, names in (("train", ("train", "extra") if extra else ("train",)), ("test", ("test",))):
         sources = [_fetch(make, "svhn", data_root(root), download, split=name) for name in names]
-        x = torch.cat([torch.from_numpy(source.data) for source in sources])
+        images = [torch.from_numpy(source.data) for source in sources]
+        x = images[0] if len(images) == 1 else torch.cat(images)
         y = torch.cat([torch.as_tensor(source.labels, dtype=torch.int64) for source in sources])
-        parts.append(TensorSplit(x, y, name=f"svhn/{part}"))
-    info = DataInfo("svhn", (3, 32, 32), num_classes=10, levels=256, kind="image", class_names=tuple("0123456789"))
-    return DataSplits(parts[0], parts[1], info)
+        parts.append(TensorSplit(x, {"y": y}, name=f"svhn/{part}"))
+    return DataSplits(parts[0], parts[1], _ten_classes("svhn", (3, 32, 32), "0123456789"))
 
 
 def _lazy(source: Any, name: str, prepare: Callable[[Any], Tensor]) -> LazySplit:
@@ -187,7 +197,7 @@ def celeba(
         _lazy(_fetch(make, "celeba", data_root(root), download, split=part), f"celeba/{part}", prepare)
         for part in ("train", "test")
     ]
-    return DataSplits(parts[0], parts[1], DataInfo("celeba", (3, *size), levels=256, kind="image"))
+    return DataSplits(parts[0], parts[1], DataInfo("celeba", (3, *size), levels=256))
 
 
 @DATASETS.register("lsun")
@@ -215,4 +225,4 @@ def lsun(
         except ModuleNotFoundError as error:
             raise ImportError(f"lsun needs the package {error.name!r}: `pip install {error.name}`.") from error
         parts.append(_lazy(source, f"lsun/{part}", lambda image: to_tensor(image, size, 3)))
-    return DataSplits(parts[0], parts[1], DataInfo(f"lsun_{category}", (3, *size), levels=256, kind="image"))
+    return DataSplits(parts[0], parts[1], DataInfo(f"lsun_{category}", (3, *size), levels=256))

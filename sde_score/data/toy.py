@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_score.data.base import DATASETS, DataSplits, TensorSplit
-from sde_score.data.info import DataInfo
+from sde_score.data.info import Condition, DataInfo
 from sde_score.protocols import NoiseFn
 from sde_score.tensors import GeneratorNoise, draw_uniform, mix_seed
 
@@ -244,8 +244,8 @@ def law_splits(law: Law, name: str, *, n_train: int, n_test: int, seed: int, lab
             raise ValueError(f"`{name}(n_{part}=...)` must be positive; got {n}.")
         generator = torch.Generator().manual_seed(mix_seed(seed, stream))
         x, y = law.sample_labelled(n, GeneratorNoise(generator))
-        parts.append(TensorSplit(x, y if labels else None, name=f"{name}/{part}"))
-    info = DataInfo(name, (law.dim,), num_classes=law.num_classes if labels else None, kind="vector")
+        parts.append(TensorSplit(x, {"y": y} if labels else None, name=f"{name}/{part}"))
+    info = DataInfo(name, (law.dim,), conditions={"y": Condition(num=law.num_classes)} if labels else {})
     return DataSplits(parts[0], parts[1], info, law=law)
 
 

@@ -61,7 +61,7 @@ class DenoisingScoreMatching(Objective):
 
     def __call__(self, model: nn.Module, x0: Tensor, *, noise: NoiseFn, **cond) -> Tensor:
         self.check_data(x0)
-        t, factor = self.times(draw_uniform(noise, x0.new_empty(len(x0))))
+        t, factor = self.times.draw(noise, x0.new_empty(len(x0)))
         return factor * self.loss_at(model, x0, t, noise(x0), **cond)
 
     def loss_at(self, model: nn.Module, x0: Tensor, t: Tensor, z: Tensor, **cond) -> Tensor:

@@ -1,8 +1,8 @@
 """Training times: maps from uniform numbers `u` in [0, 1) to times, with the factor that an importance sampler owes.
 
-Each is called as `times(u) -> (t, factor)`: `factor` is the uniform density over the sampler's own, so that the
-expected weighted loss is that of uniform times. Where the density of times is itself part of the objective (log-normal,
-mixed), `factor` is 1.
+Each is called as `times(u) -> (t, factor)`, or as `times.draw(noise, like)`, which takes `u` from the noise. `factor`
+is the uniform density over the sampler's own, so that the expected weighted loss is that of uniform times. Where the
+density of times is itself part of the objective (log-normal, mixed), `factor` is 1.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from sde_score.protocols import NoiseFn
 from sde_score.registry import Registry
 from sde_score.sdes.base import SDE
+from sde_score.tensors import draw_uniform
 
 TIME_SAMPLERS = Registry("time sampler", group="sde_score.time_samplers")
 TABLE = 1025  # places in the table of times by log-SNR
@@ -44,6 +46,10 @@ class TimeSampler(ABC):
     @abstractmethod
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Times and factors for uniform numbers, all of shape `(B,)`."""
+
+    def draw(self, noise: NoiseFn, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Times and factors for a batch, from its noise: of the shape `(B,)`, the type and the device of `like`."""
+        return self(draw_uniform(noise, like))
 
     def _uniform(self, u: Tensor) -> Tensor:
         return u * (self.sde.T - self.t_min) + self.t_min
@@ -89,12 +95,19 @@ class StratifiedTimes(TimeSampler):
     """Uniform on [t_min, T] with one sample in each of B equal strata: less variance of the loss (cf. Kingma et al.
     2021, appendix I.1).
 
-    The strata are those of the batch the objective is called with (a micro-batch under gradient accumulation).
+    The strata are those of the whole batch, over all micro-batches and processes, where the noise knows the samples'
+    places in it, as in training; otherwise those of the batch the objective is called with.
     """
 
+    def draw(self, noise: NoiseFn, like: Tensor) -> tuple[Tensor, Tensor]:
+        u, places = draw_uniform(noise, like), getattr(noise, "places", None)
+        return self(u) if places is None else self._in_strata(u, places, noise.size)
+
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        strata = (torch.arange(len(u), device=u.device, dtype=u.dtype) + u) / len(u)
-        return self._uniform(strata), torch.ones_like(u)
+        return self._in_strata(u, torch.arange(len(u)), len(u))
+
+    def _in_strata(self, u: Tensor, places: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        return self._uniform((places.to(u) + u) / size), torch.ones_like(u)
 
 
 @TIME_SAMPLERS.register("importance")

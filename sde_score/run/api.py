@@ -31,7 +31,7 @@ def train(
         config: a configuration, or its name or file, as after `--config=`: `"digits"`, `"digits:ve"`, `"my_config.py"`.
         workdir: the run directory; default: `runs/` and the name.
         data: data of your own, in place of those of the configuration: an array or tensor `(N, *)`, a pair `(x, y)`
-            with labels, or `DataSplits`.
+            with labels or `(x, cond)` with a mapping of conditions, or `DataSplits`.
         minutes: a cap on the training time; default: that of the configuration.
         overwrite: delete a run that is there and begin anew.
         sections: keys to change: `sde="ve"`, `optim={"lr": 1e-4}`, `plugins=("my_sde.py",)`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +12,11 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from sde_score.data import DataInfo, DataSplits, load_dataset
+from sde_score.data import CODECS, Codec, DataInfo, DataSplits, load_dataset
 from sde_score.likelihood import TRACES
 from sde_score.models import MODELS, ScoreModel
 from sde_score.objectives import OBJECTIVES, Objective
-from sde_score.registry import parse_spec
+from sde_score.registry import parse_spec, suggest
 from sde_score.sampling import SAMPLERS, Sampler, make_sampler
 from sde_score.sdes import SDE, SDES
 from sde_score.solvers import SOLVERS
@@ -54,9 +55,8 @@ def build_sde(config: ConfigDict) -> SDE:
 def build_data(config: ConfigDict) -> DataSplits:
     """The data of section `data`."""
     data = config.data
-    settings = {
-        k: data[k] for k in ("root", "image_size", "channels", "holdout", "on_error", "download") if data[k] is not None
-    }
+    keys = ("root", "image_size", "channels", "holdout", "on_error", "download", "max_pixels", "memory_gb")
+    settings = {k: data[k] for k in keys if data[k] is not None}
     if data.name == GIVEN:
         raise ValueError(
             "This run was trained on data given in Python. Hand them over again: sde_score.load(workdir, data=...)."
@@ -65,27 +65,68 @@ def build_data(config: ConfigDict) -> DataSplits:
         return load_dataset(data.name, **settings)
 
 
-def build_model(config: ConfigDict, info: DataInfo, sde: SDE | None = None) -> ScoreModel:
-    """The score model of section `model`, for data like `info`.
+def build_codec(config: ConfigDict, data: DataSplits) -> Codec:
+    """The codec of `config.data.codec`, fitted to the data where it has something to fit."""
+    section = config.data
+    with naming("config.data.codec"):
+        return CODECS.build(section.codec, data, centered=section.centered, dequantize=section.uniform_dequantization)
 
-    A network's constructor arguments `shape`, `channels`, `image_size`, `dim` and `centered` are filled from the data
-    where the spec leaves them open, `num_classes` if `model.class_conditional`.
+
+def told_conditions(config: ConfigDict, info: DataInfo) -> tuple[str, ...]:
+    """The names of the conditions that the network is told. Raises `ValueError` for one that the data do not have."""
+    if config.model.class_conditional and info.num_classes is None:
+        raise ValueError(f"config.model.class_conditional is True, but the data set {info.name!r} has no labels.")
+    names = dict.fromkeys((("y",) if config.model.class_conditional else ()) + tuple(config.model.conditions))
+    for name in names:
+        if name not in info.conditions:
+            raise ValueError(
+                f"config.model.conditions: the data set {info.name!r} has no condition "
+                f"{name!r}.{suggest(name, info.conditions)}"
+            )
+    return tuple(names)
+
+
+def build_model(
+    config: ConfigDict, info: DataInfo, sde: SDE | None = None, shape: tuple[int, ...] | None = None
+) -> ScoreModel:
+    """The score model of section `model`, for data like `info` and samples of `shape` in model space (default: as the
+    data's).
+
+    A network's constructor arguments `shape`, `channels`, `image_size`, `dim` and `centered` are filled from these
+    where the spec leaves them open, and from the conditions it is told `conditions` (their descriptions by name) and
+    `num_classes`.
     """
-    context = {
-        "shape": info.shape,
-        "channels": info.channels,
-        "dim": info.dim,
+    shape = info.shape if shape is None else shape
+    context: dict[str, Any] = {
+        "shape": shape,
+        "channels": shape[0],
+        "dim": math.prod(shape),
         "centered": config.data.centered and info.levels is not None,
     }
-    if len(info.shape) == 3:
-        context["image_size"] = info.shape[-1] if info.shape[-1] == info.shape[-2] else max(info.shape[1:])
-    if config.model.class_conditional:
-        if info.num_classes is None:
-            raise ValueError(f"config.model.class_conditional is True, but the data set {info.name!r} has no labels.")
+    if len(shape) == 3:
+        context["image_size"] = max(shape[1:])
+    told = told_conditions(config, info)
+    if told:
+        context["conditions"] = {name: info.conditions[name] for name in told}
+    if "y" in told and info.num_classes is not None:
         context["num_classes"] = info.num_classes
     sde = sde if sde is not None else build_sde(config)
     with naming("config.model"):
-        return ScoreModel(MODELS.build(config.model.name, **context), sde, config.model.parameterization)
+        network = MODELS.build(config.model.name, **context)
+        _check_listens(network, told)
+        return ScoreModel(network, sde, config.model.parameterization)
+
+
+def _check_listens(network: nn.Module, told: tuple[str, ...]) -> None:
+    """Raise `ValueError` where a network has no argument for what it is to be told."""
+    parameters = list(inspect.signature(network.forward).parameters.values())[2:]  # after x and c_noise
+    deaf = [name for name in told if name not in {p.name for p in parameters}]
+    if deaf and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        taken = ", ".join(p.name for p in parameters) or "none"
+        raise ValueError(
+            f"{type(network).__name__} cannot be told {', '.join(map(repr, deaf))}: its `forward` takes no such "
+            f"argument (conditions it takes: {taken})."
+        )
 
 
 def noise_measure(sde: SDE) -> Callable[[Tensor], Tensor] | None:
@@ -131,6 +172,8 @@ def check_likelihood(config: ConfigDict, sde: SDE) -> None:
             raise ValueError(f"t_min must lie in [0, T) = [0, {sde.T:g}); got {section.t_min}.")
         if section.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {section.batch_size}.")
+        if section.space not in ("data", "model"):
+            raise ValueError(f"space is 'data' or 'model'; got {section.space!r}.")
 
 
 def build_optimizer(config: ConfigDict, model: nn.Module) -> torch.optim.Optimizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sde_score.data import DATASETS
+from sde_score.data import CODECS, DATASETS
 from sde_score.likelihood import TRACES
 from sde_score.metrics import FEATURES, METRICS
 from sde_score.models import MODELS, PARAMETERIZATIONS
@@ -25,6 +25,7 @@ REGISTRIES: dict[str, Registry] = {
     "parameterizations": PARAMETERIZATIONS,
     "models": MODELS,
     "datasets": DATASETS,
+    "codecs": CODECS,
     "features": FEATURES,
     "metrics": METRICS,
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sde_score.data import Scaler, Split, iterate
+from sde_score.data import Codec, Split, iterate
 from sde_score.likelihood import bits_per_dim, log_likelihood, summarize
 from sde_score.run.build import build_objective, check_likelihood, noise_measure
 from sde_score.run.run import Run, provenance, write_json
@@ -38,16 +38,16 @@ def likelihood(
     """Log-likelihood of a split by the probability-flow ODE, with the settings of `run.config.likelihood`.
 
     For images in grey levels: bits/dim with uniform dequantisation (fresh noise in each of `repeats` passes), with its
-        standard error over the
-    images, and baselines beside it. For continuous data: nats per sample in the data's own units. Every image counts,
-    those of an incomplete last batch too. Writes `likelihood/<split>.json` in the run directory.
+    standard error over the images, and baselines beside it. For continuous data: nats per sample in the data's own
+    units. With `config.likelihood.space="model"`: nats of what the codec makes of the data. Every image counts, those
+    of an incomplete last batch too. Writes `likelihood/<split>.json` in the run directory, for model space
+    `<split>_model.json`. Raises `ValueError` where the codec leaves the data no density.
     """
     section, data = run.config.likelihood, _split(run, split)
     if repeats < 1 or (num is not None and num < 1):
         raise ValueError(f"A likelihood needs at least one sample and one pass; got num={num}, repeats={repeats}.")
     check_likelihood(run.config, run.sde)
-    images = run.info.levels is not None
-    scaler = _dequantizing(run)
+    codec, in_data_units = run.codec.for_density(), section.space == "data"
     began, values, nfes = time.monotonic(), {}, []
     total = len(data) if num is None else min(num, len(data))
     bar = _bar(total * repeats, f"likelihood of {split}", progress)
@@ -56,25 +56,26 @@ def likelihood(
             if number % distributed.world_size() != distributed.rank():
                 continue
             noise = SampleNoise((seed, repeat), batch.positions)
-            x = scaler.encode(batch.x, noise).to(run.device)
-            cond = {"y": batch.y.to(run.device)} if run.config.model.class_conditional else {}
+            z = codec.encode(batch.x, noise).to(run.device)
+            log_det = _log_det(codec, z, run) if in_data_units else z.new_zeros(len(z))
             found = log_likelihood(
                 run.sde,
-                run.score_fn(**cond),
-                x,
+                run.score_fn(**run.told(batch)),
+                z,
                 solver=section.solver,
                 trace=section.trace,
                 t_min=section.t_min,
                 noise=noise,
             )
-            values[repeat, number] = found.logp.detach().cpu().double()
+            values[repeat, number] = torch.stack([found.logp.detach(), log_det]).cpu().double()
             nfes.append(found.nfe.cpu().double().mean().item())
-            bar.update(len(x))
+            bar.update(len(z))
     bar.close()
     values = {k: v for part in distributed.gather(values) for k, v in part.items()}
     # several passes over one image are averaged first: the standard error is that over images
-    logp = torch.stack([torch.cat([values[k] for k in sorted(values) if k[0] == r]) for r in range(repeats)]).mean(0)
-    in_data_units = summarize(logp + scaler.log_det)
+    passes = [torch.cat([values[k] for k in sorted(values) if k[0] == r], 1) for r in range(repeats)]
+    logp, log_det = torch.stack(passes).mean(0)
+    nats = summarize(logp + log_det)
     result: dict[str, Any] = {
         "split": split,
         "num": len(logp),
@@ -87,13 +88,12 @@ def likelihood(
         "t_min": section.t_min if section.t_min is not None else run.sde.t_min,
         "nfe": sum(nfes) / max(len(nfes), 1),
         "seconds": round(time.monotonic() - began, 2),
-        "nats": {"mean": in_data_units.mean, "stderr": in_data_units.std_error},
+        "space": section.space,
+        "nats": {"mean": nats.mean, "stderr": nats.std_error},
     }
-    if images:
+    if in_data_units and run.info.levels is not None:
         bpd = summarize(
-            bits_per_dim(
-                logp, dim=run.info.dim, levels=run.info.levels, log_det=scaler.log_det, dequantisation="uniform"
-            )
+            bits_per_dim(logp, dim=run.info.dim, levels=run.info.levels, log_det=log_det, dequantisation="uniform")
         )
         result["bits_per_dim"] = {
             "mean": bpd.mean,
@@ -103,23 +103,25 @@ def likelihood(
         }
         if baselines and distributed.is_main():
             result["baselines"] = _baselines(run, data, total)
-    elif run.data.law is not None:
-        truth = summarize(run.data.law.log_prob(data[range(total)][0].double()))
+    elif in_data_units and run.data.law is not None:
+        truth = summarize(run.data.law.log_prob(data[range(total)].x.double()))
         result["truth"] = {"mean": truth.mean, "stderr": truth.std_error}
     result["provenance"] = provenance()
     if distributed.is_main():
         (run.workdir / "likelihood").mkdir(exist_ok=True)
-        write_json(run.workdir / "likelihood" / f"{split}.json", result)
+        write_json(run.workdir / "likelihood" / f"{split}{'' if in_data_units else '_model'}.json", result)
     return result
 
 
-def _dequantizing(run: Run) -> Scaler:
-    """The run's scaler, with uniform dequantisation also where training had none (as published): densities of grey
-    levels need it.
-    """
-    if run.info.levels is None or run.scaler.dequantizes:
-        return run.scaler
-    return Scaler.from_state_dict(run.scaler.state_dict() | {"dequantize": True})
+def _log_det(codec: Codec, z: torch.Tensor, run: Run) -> torch.Tensor:
+    """What turns a density of model space into one of the data."""
+    log_det = codec.log_det(z)
+    if log_det is None:
+        raise ValueError(
+            f"The codec {run.config.data.codec!r} is no bijection, so the data have no density under this model. The "
+            "likelihood of what it makes of the data: --config.likelihood.space=model."
+        )
+    return log_det
 
 
 def _bar(total: int, label: str, shown: bool):
@@ -132,8 +134,8 @@ def _baselines(run: Run, data: Split, total: int) -> dict[str, Any]:
     """Bits/dim of simple models on the same images."""
     from sde_score.metrics import likelihood_baselines
 
-    train = run.data.train[range(min(len(run.data.train), FIT_SAMPLES))][0]
-    found = likelihood_baselines(train, data[range(total)][0], levels=run.info.levels)
+    train = run.data.train[range(min(len(run.data.train), FIT_SAMPLES))].x
+    found = likelihood_baselines(train, data[range(total)].x, levels=run.info.levels)
     return {result.name: {"mean": result.value, "stderr": result.stderr, "details": result.details} for result in found}
 
 
@@ -142,7 +144,7 @@ def evaluate(run: Run, *, seed: int = 0, progress: bool = False) -> dict[str, An
     `run.config.evaluation` and `.sampling`.
 
     Beside each figure of the model stands that of as many training samples: what perfect samples would get. Writes
-        `eval/metrics.json`.
+    `eval/metrics.json`.
     """
     from sde_score.metrics import FEATURES, compare, extract
 
@@ -150,8 +152,9 @@ def evaluate(run: Run, *, seed: int = 0, progress: bool = False) -> dict[str, An
     count = min(section.num_samples, len(run.data.train))
     began = time.monotonic()
     drawn = sample(run, count, seed=seed, progress=progress)
-    train_x, train_y = run.data.train[range(min(len(run.data.train), FIT_SAMPLES))]
-    test_x, _ = run.data.test[range(min(len(run.data.test), FIT_SAMPLES))]
+    train = run.data.train[range(min(len(run.data.train), FIT_SAMPLES))]
+    train_x, train_y = train.x, train.y if info.num_classes is not None else None
+    test_x = run.data.test[range(min(len(run.data.test), FIT_SAMPLES))].x
     images = info.levels is not None
     name = section.features
     if name == "auto":
@@ -195,7 +198,7 @@ def loss_by_noise(run: Run) -> dict[str, float | None]:
         objective,
         validation_batches(run.config, run.data),
         log_snr=noise_measure(run.sde),
-        prepare=run.scaler.encode,
+        prepare=run.codec.encode,
         seed=run.config.seed,
     )
     values = validation.evaluate(run.model)

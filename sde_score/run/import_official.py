@@ -66,10 +66,10 @@ def import_official(
     averaged.network.load_state_dict(found.best_network.state_dict())
     ema.load_state_dict({"num_updates": found.file.ema_updates or found.step or 0, "model": averaged.state_dict()})
     optimizer = build_optimizer(settings, model)
-    state = TrainState(model, ema, optimizer, step=found.step or 0)
+    state = TrainState(model, ema, optimizer, step=found.step or 0, codec=scaler.state_dict())
 
     workdir.mkdir(parents=True, exist_ok=True)
-    CheckpointStore(workdir).save(state.state_dict(config=saved_state(settings, info, scaler)))
+    CheckpointStore(workdir).save(state.state_dict(config=saved_state(settings, info)))
     write_json(workdir / "config.json", settings.to_dict())
     write_json(workdir / "run.json", provenance() | {"status": "imported", "source": str(source), "step": state.step})
     return load(workdir)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sde_score.run.build import told_conditions
 from sde_score.run.run import Run
 from sde_score.visual.plots import extent_of, plane, plot_density, plot_loss, plot_loss_by_noise, plot_score_field
 from sde_score.visual.report import Section, Table, write_report
@@ -29,7 +30,8 @@ def draw_plots(run: Run) -> dict[str, Path]:
                 plots[name] = plot(folder / f"{name}.png", metrics)
             except ValueError:  # too short a run has nothing of that kind to show
                 continue
-    if run.info.shape == (2,) and run.has_data() and not run.config.model.class_conditional:
+    flat = run.info.shape == run.codec.shape == (2,) and run.info.levels is None
+    if flat and run.has_data() and not told_conditions(run.config, run.info):
         plots |= _plane_plots(run, folder)
     return plots
 
@@ -39,23 +41,25 @@ def _plane_plots(run: Run, folder: Path) -> dict[str, Path]:
 
     from sde_score.likelihood import log_likelihood
 
-    extent = extent_of(run.data.test[range(min(2000, len(run.data.test)))][0])
+    extent = extent_of(run.data.test[range(min(2000, len(run.data.test)))].x)
 
-    def scaled(x):
-        return run.scaler.forward(x.float()).to(run.device)
+    def encoded(x):
+        return run.codec.encode(x.float()).to(run.device)
 
     def model_density(x):
+        z = encoded(x)
         found = log_likelihood(
             run.sde,
             run.score_fn(),
-            scaled(x),
+            z,
             solver="dopri5(rtol=1e-4, atol=1e-4)",
             trace="exact",
             t_min=run.config.likelihood.t_min,
         )
-        return found.logp.detach().cpu() + run.scaler.log_det
+        return (found.logp.detach() + run.codec.log_det(z)).cpu()
 
-    grid = model_density(plane(extent, PLANE)).reshape(PLANE, PLANE)
+    known = run.codec.log_det(encoded(plane(extent, 2))) is not None
+    grid = model_density(plane(extent, PLANE)).reshape(PLANE, PLANE) if known else None
     law = run.data.law
     # little noise: where the score is that of a slightly blurred density; a general SDE has no log-SNR to choose it by
     level = (
@@ -66,14 +70,10 @@ def _plane_plots(run: Run, folder: Path) -> dict[str, Path]:
 
     def model_score(x):
         with torch.no_grad():
-            return run.model(scaled(x), level.expand(len(x)).to(run.device)).cpu()
+            return run.model(encoded(x), level.expand(len(x)).to(run.device)).cpu()
 
-    return {
-        "density": plot_density(
-            folder / "density.png",
-            ({"truth": law.log_prob} if law is not None else {}) | {"model": grid},
-            extent=extent,
-        ),
+    densities = ({"truth": law.log_prob} if law is not None else {}) | ({"model": grid} if known else {})
+    return ({"density": plot_density(folder / "density.png", densities, extent=extent)} if known else {}) | {
         "score_field": plot_score_field(
             folder / "score_field.png",
             {f"score at t = {float(level):.3g}": model_score},
@@ -120,7 +120,8 @@ def _likelihood_section(found: dict[str, Any]) -> Section:
         rows.append(("this model", (found["nats"]["mean"], found["nats"]["stderr"])))
         if "truth" in found:
             rows.append(("the true law", (found["truth"]["mean"], found["truth"]["stderr"])))
-        unit, note = "nats per sample", "Mean log density in the data's own units; higher is better."
+        of = "what the codec makes of the data" if found.get("space") == "model" else "the data, in their own units"
+        unit, note = "nats per sample", f"Mean log density of {of}; higher is better."
     chart = (
         None
         if "truth" in found or "bits_per_dim" not in found

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from ml_collections import ConfigDict
 
 import sde_score
 from sde_score.config import differences, from_json, identity, read_run, to_json, with_plugins
-from sde_score.data import DataInfo, DataSplits, Scaler, from_arrays
+from sde_score.data import Batch, Codec, DataInfo, DataSplits, from_arrays, load_codec
 from sde_score.files import write_bytes
 from sde_score.models import ScoreModel
-from sde_score.run.build import build_data, build_model, build_sde
+from sde_score.run.build import build_data, build_model, build_sde, told_conditions
 from sde_score.run.plugins import import_plugins
 from sde_score.sdes import SDE
 from sde_score.training import Checkpoint, CheckpointError, load_checkpoint
@@ -65,16 +65,18 @@ def provenance() -> dict[str, str]:
     return facts
 
 
-def saved_state(config: ConfigDict, info: DataInfo, scaler: Scaler) -> dict[str, Any]:
-    """What a checkpoint carries besides weights, so that it alone suffices for sampling."""
-    return {"config": config.to_dict(), "info": info.to_dict(), "scaler": scaler.state_dict()}
+def saved_state(config: ConfigDict, info: DataInfo) -> dict[str, Any]:
+    """What a checkpoint carries besides weights and codec, so that it alone suffices for sampling."""
+    return {"config": config.to_dict(), "info": info.to_dict()}
 
 
 def as_splits(data: Any) -> DataSplits:
-    """Data given in Python: `DataSplits`, an array `(N, *)`, or a pair `(x, y)` with labels."""
+    """Data given in Python: `DataSplits`, an array `(N, *)`, or a pair: `(x, y)` with labels, `(x, cond)` with a
+    mapping of conditions."""
     if isinstance(data, DataSplits):
         return data
-    return from_arrays(*data) if isinstance(data, tuple) else from_arrays(data)
+    x, known = data if isinstance(data, tuple) else (data, None)
+    return from_arrays(x, cond=known) if isinstance(known, Mapping) else from_arrays(x, known)
 
 
 @dataclass
@@ -83,7 +85,7 @@ class Run:
 
     config: ConfigDict
     info: DataInfo
-    scaler: Scaler
+    codec: Codec
     sde: SDE
     model: ScoreModel
     workdir: Path
@@ -100,12 +102,22 @@ class Run:
 
     def check_data(self, data: DataSplits) -> DataSplits:
         """The data, if the model fits them; otherwise `ValueError`."""
+        for name in told_conditions(self.config, self.info):
+            if data.info.conditions.get(name) != self.info.conditions[name]:
+                raise ValueError(
+                    f"The run was trained with a condition {name!r} that is {self.info.conditions[name]}; these data "
+                    f"have {data.info.conditions.get(name, 'none of that name')}."
+                )
         if (data.info.shape, data.info.levels) != (self.info.shape, self.info.levels):
             raise ValueError(
                 f"The run was trained on samples of shape {self.info.shape} ({self.info.levels or 'no'} grey levels); "
                 f"these data have shape {data.info.shape} ({data.info.levels or 'no'} grey levels)."
             )
         return data
+
+    def told(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Of the conditions of a batch those that the network is told, on the model's device."""
+        return {name: batch.cond[name].to(self.device) for name in told_conditions(self.config, self.info)}
 
     def has_data(self) -> bool:
         """Are the data still where the run found them? Sampling goes without."""
@@ -122,13 +134,15 @@ class Run:
         """The model as a score function."""
         return self.model.score_fn(**cond)
 
-    def sample(self, num: int = 64, *, seed: int = 0, **settings: Any):
-        """Draw samples; see `sde_score.run.sample`. Keyword arguments replace keys of `config.sampling`:
-        `method="ode"`, `steps=100`.
+    def sample(
+        self, num: int = 64, *, seed: int = 0, cond: Mapping[str, torch.Tensor] | None = None, **settings: Any
+    ):
+        """Draw samples, told the conditions `cond`; see `sde_score.run.sample`. Keyword arguments replace keys of
+        `config.sampling`: `method="ode"`, `steps=100`.
         """
         from sde_score.run.sample import sample
 
-        return sample(self._with("sampling", settings), num, seed=seed)
+        return sample(self._with("sampling", settings), num, seed=seed, cond=cond)
 
     def likelihood(
         self, split: str = "test", *, num: int | None = None, seed: int = 0, **settings: Any
@@ -161,7 +175,7 @@ class Run:
         config = from_json(to_json(self.config))
         merge(config[section], settings, f"config.{section}")
         return Run(
-            config, self.info, self.scaler, self.sde, self.model, self.workdir, self.step, self.device, self._data
+            config, self.info, self.codec, self.sde, self.model, self.workdir, self.step, self.device, self._data
         )
 
 
@@ -210,20 +224,20 @@ def load(
     check_same_run(saved, config, "The configuration")
     import_plugins(config.plugins, named={*config.plugins} - {*saved.plugins} | {*given})
     found: Checkpoint = load_checkpoint(checkpoint if checkpoint else workdir, say=lambda m: print(m, file=sys.stderr))
-    if not found.config or not {"config", "info", "scaler"} <= found.config.keys():
+    if not found.config or not {"config", "info"} <= found.config.keys() or found.codec is None:
         raise CheckpointError(f"{found.path} does not say what it is a model of; it was not written by a run of ours.")
     own = from_json(json.dumps(found.config["config"]), str(found.path))
     check_same_run(own, config, f"The checkpoint {found.path}")
     info = DataInfo.from_dict(found.config["info"])
-    scaler = Scaler.from_state_dict(found.config["scaler"])
+    codec = load_codec(config.data.codec, found.codec)
     sde = build_sde(config)
-    model = build_model(config, info, sde)
+    model = build_model(config, info, sde, codec.shape)
     weights = found.weights(ema=ema)
     check_same_keys(model, weights, f"checkpoint {found.path}")
     model.load_state_dict(weights)
     local_rank = os.environ.get("LOCAL_RANK")  # each process of a torchrun has a GPU of its own
     device = pick_device(config.device, None if local_rank is None else int(local_rank))
     model = model.to(device).eval().requires_grad_(False)
-    run = Run(config, info, scaler, sde, model, workdir, found.step, device)
+    run = Run(config, info, codec, sde, model, workdir, found.step, device)
     run._data = None if data is None else run.check_data(as_splits(data))
     return run

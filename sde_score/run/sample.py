@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_score.data import DataInfo
 from sde_score.files import write_bytes
-from sde_score.run.build import build_sampler, sampler_settings
+from sde_score.registry import suggest
+from sde_score.run.build import build_sampler, sampler_settings, told_conditions
 from sde_score.run.run import Run, provenance, write_json
 from sde_score.sampling import ProgressBar, Sampler, Trajectory, callbacks
 from sde_score.sdes import SDE
@@ -24,19 +27,33 @@ TRAJECTORY_SAMPLES = 8
 
 @dataclass
 class Samples:
-    """Samples in data units, `x` `(N, *)`: images in their own grey levels, between 0 and 1; other data in their own
-    units.
+    """Samples `(N, *)` as the data are stored: images as whole grey levels, `stored` in uint8; other data as numbers.
 
-    `levels` are the same images as whole numbers; `facts` say how they were drawn; `trajectory` holds some states on
-    the way.
+    `info` describes the data; `cond` are the conditions of the samples; `facts` say how they were drawn; `trajectory`
+    holds some states on the way, in data units.
     """
 
-    x: Tensor
-    levels: Tensor | None
-    labels: Tensor | None
+    stored: Tensor
+    info: DataInfo
+    cond: dict[str, Tensor]
     facts: dict[str, Any]
     trajectory: Tensor | None = None
     times: list[float] | None = None
+
+    @property
+    def levels(self) -> Tensor | None:
+        """Images as whole grey levels; `None` for continuous data."""
+        return self.stored if self.info.levels is not None else None
+
+    @property
+    def x(self) -> Tensor:
+        """In data units: images between 0 and 1, made anew at each call."""
+        return self.stored if self.info.levels is None else self.stored / (self.info.levels - 1)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The classes of a class-conditional model's samples."""
+        return self.cond.get("y")
 
     def save(self, path: str | Path) -> Path:
         """Write `path` (.png: a grid, or a scatter plot of 2-D points; .npz: the numbers)."""
@@ -47,17 +64,15 @@ class Samples:
 
             import numpy as np
 
-            arrays = {"x": self.x.numpy() if self.levels is None else self.levels.numpy()}
-            if self.labels is not None:
-                arrays["y"] = self.labels.numpy()
+            arrays = {"x": self.stored.numpy()} | {name: values.numpy() for name, values in self.cond.items()}
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
             return write_bytes(path, buffer.getvalue())
-        if self.x.ndim == 2 and self.x.shape[1] == 2:
+        if self.stored.ndim == 2 and self.stored.shape[1] == 2:
             from sde_score.visual.plots import plot_scatter
 
             return plot_scatter(path, {"samples": self.x})
-        if self.x.ndim == 2:
+        if self.stored.ndim == 2:
             raise ValueError("Vectors have no picture; save them as .npz.")
         from sde_score.visual.images import save_grid
 
@@ -77,17 +92,26 @@ def draw(
     progress: bool = False,
     trajectory: Trajectory | None = None,
     shared: bool = True,
+    decode: Callable[[Tensor], Tensor] = lambda z: z,
 ) -> tuple[Tensor, list[int]]:
     """Samples 0 ... num−1 of `seed`, in chunks, shared among the processes of a torchrun: `(num, *)` on every process,
     and the NFE of each chunk.
 
     With `shared=False` this process draws them all. `score_for(indices)` gives the score function for those samples.
-    Sample i depends on (seed, i) only.
+    Each chunk is put through `decode` when it is drawn, and in its place of the one tensor that is returned. Sample i
+    depends on (seed, i) only.
     """
     rank, world = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
     chunks = [range(start, min(start + batch_size, num)) for start in range(0, num, batch_size)]
-    mine: dict[int, Tensor] = {}
+    out: Tensor | None = None
     nfes = []
+
+    def put(part: Tensor, indices: range) -> None:
+        nonlocal out
+        if out is None:
+            out = torch.empty((num, *part.shape[1:]), dtype=part.dtype)
+        out[indices.start : indices.stop] = part
+
     for number, indices in enumerate(chunks):
         if number % world != rank:
             continue
@@ -100,11 +124,14 @@ def draw(
             )
         if bar is not None:
             bar.close()
-        mine[number] = result.x.cpu()
+        put(decode(result.x).cpu(), indices)
         nfes.append(result.nfe)
-    everyone = distributed.gather(mine) if shared else [mine]
-    merged = {k: v for part in everyone for k, v in part.items()}
-    return torch.cat([merged[k] for k in range(len(chunks))]), nfes
+    if world > 1:
+        mine = {k: out[c.start : c.stop].clone() for k, c in enumerate(chunks) if k % world == rank}
+        for part in distributed.gather(mine):
+            for number, samples in part.items():
+                put(samples, chunks[number])
+    return out, nfes
 
 
 class _First:
@@ -124,6 +151,7 @@ def sample(
     *,
     seed: int = 0,
     labels: list[int] | None = None,
+    cond: Mapping[str, Tensor] | None = None,
     progress: bool = False,
     trajectory: bool = False,
     shared: bool = True,
@@ -135,6 +163,8 @@ def sample(
         num: how many; must be positive.
         seed: sample i is a function of (seed, i), whatever the batch size, the device or the number of processes.
         labels: classes of a class-conditional model, repeated in turn; default: all in turn.
+        cond: other conditions the model is told, by name, each `(n, *)`, repeated in turn; default: those of the
+            held-out samples, in their order.
         progress: show a bar.
         trajectory: keep some states of the first samples.
         shared: share the work among the processes of a torchrun.
@@ -143,22 +173,13 @@ def sample(
         raise ValueError(f"The number of samples must be positive; got {num}.")
     section = run.config.sampling
     sampler = build_sampler(run.config, run.sde)
-    y = None
-    if run.config.model.class_conditional:
-        wanted = torch.as_tensor(labels if labels else list(range(run.info.num_classes)))
-        if wanted.min() < 0 or wanted.max() >= run.info.num_classes:
-            raise ValueError(f"Class labels run from 0 to {run.info.num_classes - 1}; got {wanted.tolist()}.")
-        y = wanted[torch.arange(num) % len(wanted)]
-    elif labels:
-        raise ValueError(
-            "This model is not class-conditional: it was trained with config.model.class_conditional=False."
-        )
-
+    known = conditions_of(run, num, labels, cond)
     model = run.model.compiled() if section.compile else run.model
 
     def score_for(indices: range):
-        return model.score_fn() if y is None else model.score_fn(y=y[indices.start : indices.stop].to(run.device))
+        return model.score_fn(**{k: v[indices.start : indices.stop].to(run.device) for k, v in known.items()})
 
+    images = run.info.levels is not None
     kept = Trajectory(frames=12) if trajectory else None
     began = time.monotonic()
     x, nfes = draw(
@@ -166,13 +187,14 @@ def sample(
         run.sde,
         score_for,
         num,
-        run.info.shape,
+        run.codec.shape,
         seed=seed,
         batch_size=section.batch_size,
         device=run.device,
         progress=progress,
         trajectory=None if kept is None else _First(kept),
         shared=shared,
+        decode=run.codec.to_levels if images else run.codec.decode,
     )
     facts = {
         "num": num,
@@ -184,17 +206,45 @@ def sample(
         "seconds": round(time.monotonic() - began, 2),
         "provenance": provenance(),
     }
-    images = run.info.levels is not None
     recorded = kept is not None and bool(kept.kept)
-    levels = run.scaler.to_levels(x) if images else None
     return Samples(
-        x=levels / (run.info.levels - 1) if images else run.scaler.inverse(x),
-        levels=levels,
-        labels=y,
+        stored=x,
+        info=run.info,
+        cond=known,
         facts=facts,
-        trajectory=torch.stack([run.scaler.inverse(state) for state in kept.states]) if recorded else None,
+        trajectory=torch.stack([run.codec.decode(state).cpu() for state in kept.states]) if recorded else None,
         times=kept.times if recorded else None,
     )
+
+
+def conditions_of(
+    run: Run, num: int, labels: Sequence[int] | None, cond: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """What the samples 0 ... num−1 are told, each `(num, *)`; see `sample`."""
+    told, given = told_conditions(run.config, run.info), dict(cond or {})
+    if labels and "y" not in told:
+        raise ValueError(
+            "This model is not class-conditional: it was trained with config.model.class_conditional=False."
+        )
+    for name in given:
+        if name not in told:
+            raise ValueError(f"This model is not told {name!r}.{suggest(name, told)}")
+    if labels:
+        given["y"] = torch.as_tensor(labels)
+        classes = run.info.num_classes
+        if classes and not (0 <= min(labels) and max(labels) < classes):
+            raise ValueError(f"Class labels run from 0 to {classes - 1}; got {list(labels)}.")
+    elif run.info.num_classes and told == ("y",):
+        given.setdefault("y", torch.arange(run.info.num_classes))
+    if missing := [name for name in told if name not in given]:
+        held_out = run.data.test[range(min(num, len(run.data.test)))].cond
+        given |= {name: held_out[name] for name in missing}
+    found = {}
+    for name in told:
+        values = torch.as_tensor(given[name])
+        values = run.info.conditions[name].convert(values, len(values), f"The condition {name!r}")
+        found[name] = values[torch.arange(num) % len(values)]
+    return found
 
 
 def sampler_tag(run: Run) -> str:
@@ -212,9 +262,9 @@ def save_samples(samples: Samples, run: Run, tag: str) -> dict[str, str]:
     folder = run.workdir / "samples"
     folder.mkdir(exist_ok=True)
     files = {"npz": str(samples.save(folder / f"{tag}.npz"))}
-    if samples.x.ndim > 2 or samples.x.shape[1] == 2:
+    if samples.stored.ndim > 2 or samples.stored.shape[1] == 2:
         files["png"] = str(save_picture(samples, run, folder / f"{tag}.png"))
-    if samples.trajectory is not None and samples.x.ndim > 2:
+    if samples.trajectory is not None and samples.stored.ndim > 2:
         from sde_score.visual.images import film_strip, save_gif, save_png
 
         files["trajectory"] = str(save_png(folder / f"{tag}_trajectory.png", film_strip(samples.trajectory)))
@@ -225,14 +275,14 @@ def save_samples(samples: Samples, run: Run, tag: str) -> dict[str, str]:
 
 def save_picture(samples: Samples, run: Run, path: Path) -> Path:
     """A grid; for points of the plane a scatter plot beside the data."""
-    if samples.x.ndim == 2:
+    if samples.stored.ndim == 2:
         from sde_score.visual.plots import plot_scatter
 
         if not run.has_data():
             return samples.save(path)
-        count = min(len(run.data.test), len(samples.x))
+        count = min(len(run.data.test), len(samples.stored))
         return plot_scatter(
-            path, {"data": run.scaler.inverse(run.scaler.encode(run.data.test[range(count)][0])), "samples": samples.x}
+            path, {"data": run.codec.decode(run.codec.encode(run.data.test[range(count)].x)), "samples": samples.x}
         )
     return samples.save(path)
 
@@ -244,11 +294,11 @@ def sample_action(run: Run, num: int, seed: int):
         model = state.ema.model if state.ema is not None else state.model
         was_training = model.training
         model.eval()
-        now = Run(run.config, run.info, run.scaler, run.sde, model, run.workdir, state.step, run.device, run._data)
+        now = Run(run.config, run.info, run.codec, run.sde, model, run.workdir, state.step, run.device, run._data)
         try:
             # the other processes wait at the next step
             samples = sample(now, num, seed=mix_seed(seed, 1), shared=False)
-            if samples.x.ndim > 2 or samples.x.shape[1] == 2:
+            if samples.stored.ndim > 2 or samples.stored.shape[1] == 2:
                 (run.workdir / "samples").mkdir(exist_ok=True)  # fails where the run directory was deleted
                 save_picture(samples, now, run.workdir / "samples" / f"step_{state.step:08d}.png")
         # an early model may diverge under a sampler; training need not stop for that

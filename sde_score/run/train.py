@@ -13,11 +13,13 @@ import torch
 from ml_collections import ConfigDict
 
 from sde_score.config import from_json, is_run, read_run, to_json, with_plugins
-from sde_score.data import BatchLoader, DataSplits, Scaler, iterate
+from sde_score.data import BatchLoader, Codec, DataSplits, iterate
 from sde_score.files import LOCK, FolderGone, held_alone
+from sde_score.models import ScoreModel
 from sde_score.models.ema import EMA
 from sde_score.run.build import (
     GIVEN,
+    build_codec,
     build_data,
     build_model,
     build_objective,
@@ -25,14 +27,21 @@ from sde_score.run.build import (
     build_sampler,
     build_sde,
     check_likelihood,
+    naming,
     noise_measure,
+    told_conditions,
 )
 from sde_score.run.plugins import import_plugins, trust
 from sde_score.run.run import Run, as_splits, check_same_run, load, provenance, saved_state, write_json
 from sde_score.run.sample import sample_action
 from sde_score.training import (
+    Cadence,
     CheckpointStore,
     JSONLWriter,
+    Limits,
+    Record,
+    Schedule,
+    StepSettings,
     TensorBoardWriter,
     TextLog,
     Trainer,
@@ -56,11 +65,6 @@ RUN_FILES = (
     "report.html",
 )
 LEFT_ALONE = (*RUN_FILES, LOCK)  # what is no stranger in a run directory
-
-
-def make_scaler(config: ConfigDict, data: DataSplits) -> Scaler:
-    """The scaler of section `data`."""
-    return data.scaler(centered=config.data.centered, dequantize=config.data.uniform_dequantization)
 
 
 @contextmanager
@@ -107,10 +111,25 @@ def _prepare_workdir(config: ConfigDict, workdir: Path, overwrite: bool) -> None
 
 
 def validation_batches(config: ConfigDict, data: DataSplits) -> list:
-    """Held-out batches for the validation loss."""
-    conditional = config.model.class_conditional
+    """Held-out batches for the validation loss, with what the network is told."""
+    told = told_conditions(config, data.info)
     batches = iterate(data.test, 256, limit=config.training.eval_samples)
-    return [(batch.x, {"y": batch.y} if conditional else None) for batch in batches]
+    return [(batch.x, {name: batch.cond[name] for name in told}) for batch in batches]
+
+
+def _check_condition_dropout(config: ConfigDict, data: DataSplits, model: ScoreModel) -> None:
+    """Can the network be told no condition, if it shall learn to do without? Raises `ValueError` if not."""
+    rate, told = config.training.condition_dropout, told_conditions(config, data.info)
+    if not rate:
+        return
+    with naming("config.training.condition_dropout"):
+        StepSettings(condition_dropout=rate).check_model(model)
+        if not told:
+            raise ValueError(
+                f"{rate:g} of the samples were to be trained without their conditions, but the network is told none. "
+                "Set config.model.class_conditional=True or config.model.conditions."
+            )
+        model.network.no_condition({name: data.train[[0]].cond[name] for name in told})
 
 
 def train(
@@ -128,7 +147,7 @@ def train(
         workdir: the run directory; the same command again resumes it, bit for bit on the CPU.
         overwrite: delete a run that is there and begin anew.
         data: use these data instead of those of section `data` (from Python): `DataSplits`, an array `(N, *)`, or a
-            pair `(x, y)` with labels.
+            pair, `(x, y)` with labels or `(x, cond)` with a mapping of conditions.
         plugins: which of the configuration's plug-ins the user has named; the others must be trusted. None: all of
             them, as in a configuration of one's own.
 
@@ -154,15 +173,16 @@ def train(
     with distributed.processes(config.device) as device, _workdir_held(config, workdir, overwrite):
         distributed.barrier()
         data = as_splits(data) if data is not None else build_data(config)
-        scaler = make_scaler(config, data)
+        codec = build_codec(config, data)
         torch.manual_seed(config.seed)  # the initial weights
-        model = build_model(config, data.info, sde).to(device)
-        result = _fit(config, workdir, data, scaler, model, objective, device)
+        model = build_model(config, data.info, sde, codec.shape).to(device)
+        _check_condition_dropout(config, data, model)
+        result = _fit(config, workdir, data, codec, model, objective, device)
         distributed.barrier()
     return load(workdir, config, data=data), result
 
 
-def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult:
+def _fit(config, workdir, data, codec: Codec, model, objective, device) -> TrainResult:
     section, optim = config.training, config.optim
     ema = EMA(model, config.model.ema_rate, ramp=config.model.ema_ramp)
     optimizer = build_optimizer(config, model)
@@ -175,14 +195,11 @@ def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult
         flip=config.data.random_flip,
         workers=config.data.workers,
     )
-    conditional = config.model.class_conditional
+    told = told_conditions(config, data.info)
 
     def batch(step: int):
-        b = loader.batch(step)
-        return b.x, ({"y": b.y} if conditional else None), b.positions
-
-    def encode(x, noise):
-        return scaler.encode(x, noise)
+        read = loader.batch(step)
+        return read.x, {name: read.cond[name] for name in told}, read.positions
 
     writers, say = [], None
     if distributed.is_main():
@@ -197,38 +214,43 @@ def _fit(config, workdir, data, scaler, model, objective, device) -> TrainResult
             f"{data.info.name}: {len(data.train)} training and {len(data.test)} test samples of shape "
             f"{data.info.shape}; {count:,} parameters on {device}."
         )
-    now = Run(config, data.info, scaler, model.sde, model, workdir, 0, device, data)
+    now = Run(config, data.info, codec, model.sde, model, workdir, 0, device, data)
     validation = ValidationLoss(
-        objective, validation_batches(config, data), log_snr=noise_measure(model.sde), prepare=encode, seed=config.seed
+        objective,
+        validation_batches(config, data),
+        log_snr=noise_measure(model.sde),
+        prepare=codec.encode,
+        seed=config.seed,
     )
+    actions = [
+        (section.eval_freq, validation),
+        (section.snapshot_freq, sample_action(now, section.snapshot_samples, config.seed)),
+    ]
     trainer = Trainer(
         model,
         ema,
         objective,
         optimizer,
         batch,
-        steps=section.n_iters,
+        Schedule(section.n_iters, optim.warmup, optim.schedule, optim.published_warmup),
         seed=config.seed,
-        prepare=encode,
-        warmup=optim.warmup,
-        published_warmup=optim.published_warmup,
-        schedule=optim.schedule,
-        grad_clip=optim.grad_clip,
-        micro_batches=section.micro_batches,
-        precision=section.precision,
-        compile=section.compile,
-        max_seconds=section.max_seconds,
-        max_skips=section.max_skips,
-        log_every=section.log_freq,
-        checkpoint_every=section.checkpoint_freq,
-        actions=[
-            (section.eval_freq, validation),
-            (section.snapshot_freq, sample_action(now, section.snapshot_samples, config.seed)),
-        ],
-        checkpoints=CheckpointStore(workdir, keep=section.keep_checkpoints, say=say or print),
-        writers=writers,
-        say=say,
-        config=saved_state(config, data.info, scaler),
+        prepare=codec.encode,
+        step=StepSettings(
+            grad_clip=optim.grad_clip,
+            micro_batches=section.micro_batches,
+            precision=section.precision,
+            compile=section.compile,
+            condition_dropout=section.condition_dropout,
+        ),
+        limits=Limits(section.max_seconds, section.max_skips),
+        cadence=Cadence(section.log_freq, section.checkpoint_freq, actions),
+        record=Record(
+            checkpoints=CheckpointStore(workdir, keep=section.keep_checkpoints, say=say or print),
+            writers=writers,
+            say=say,
+            config=saved_state(config, data.info),
+            codec=codec.state_dict(),
+        ),
     )
     facts: dict[str, Any] = {"device": str(device), "processes": distributed.world_size()}
     try:

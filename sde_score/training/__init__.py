@@ -1,19 +1,25 @@
 """The training run: one loop, its state, checkpoints, several processes, metrics."""
 
 from sde_score.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load_checkpoint
-from sde_score.training.optim import learning_rate_factor, make_optimizer
+from sde_score.training.optim import Schedule, make_optimizer
 from sde_score.training.sentinel import TrainingDiverged
+from sde_score.training.settings import Cadence, Limits, Record, StepSettings
 from sde_score.training.state import TrainState
 from sde_score.training.trainer import Trainer, TrainResult
 from sde_score.training.validation import ValidationLoss
 from sde_score.training.writers import JSONLWriter, MetricsWriter, TensorBoardWriter, TextLog
 
 __all__ = [
+    "Cadence",
     "Checkpoint",
     "CheckpointError",
     "CheckpointStore",
     "JSONLWriter",
+    "Limits",
     "MetricsWriter",
+    "Record",
+    "Schedule",
+    "StepSettings",
     "TensorBoardWriter",
     "TextLog",
     "TrainResult",
@@ -21,7 +27,6 @@ __all__ = [
     "Trainer",
     "TrainingDiverged",
     "ValidationLoss",
-    "learning_rate_factor",
     "load_checkpoint",
     "make_optimizer",
 ]

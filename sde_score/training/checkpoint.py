@@ -49,7 +49,7 @@ class UnsafeCheckpoint(CheckpointError):
 @dataclass
 class Checkpoint:
     """What a checkpoint holds: `model` and `ema` weights, `optimizer` state, `progress` of the run, `config` (as
-    saved, from JSON).
+    saved, from JSON), and the state of the `codec` between data and model space.
     """
 
     path: Path
@@ -60,6 +60,7 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)
     rng: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
+    codec: dict[str, Any] | None = None
 
     def weights(self, *, ema: bool = True) -> dict[str, Tensor]:
         """The state dict to sample with: the averaged weights where the run kept them, unless `ema=False`."""
@@ -261,6 +262,8 @@ def _checkpoint(path: Path, state: dict[str, Any]) -> Checkpoint:
     for key in ("progress", "rng"):
         if not isinstance(state.get(key, {}), dict):
             raise refuse(key, "a dict")
+    if not isinstance(state.get("codec"), dict | None):
+        raise refuse("codec", "None, or a dict")
     config = state.get("config")
     try:
         config = json.loads(config) if config else None
@@ -268,7 +271,8 @@ def _checkpoint(path: Path, state: dict[str, Any]) -> Checkpoint:
         raise refuse("config", "the text of a JSON object") from None
     if not isinstance(config, dict | None):
         raise refuse("config", "the text of a JSON object")
-    known = {key: state[key] for key in ("step", "model", "ema", "optimizer", "progress", "rng") if key in state}
+    names = ("step", "model", "ema", "optimizer", "progress", "rng", "codec")
+    known = {key: state[key] for key in names if key in state}
     return Checkpoint(path=path, config=config, **known)
 
 

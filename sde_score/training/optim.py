@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from sde_score.registry import suggest
+
+DECAYS = ("constant", "cosine")
 
 
 def make_optimizer(
@@ -40,15 +45,36 @@ def make_optimizer(
     return kinds[name](params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=fused)
 
 
-def learning_rate_factor(
-    step: int, *, steps: int, warmup: int = 0, schedule: str = "constant", published_warmup: bool = False
-) -> float:
-    """What the learning rate is multiplied by in step k = `step`, counted from 0.
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps, and what the learning rate is multiplied by in each: `schedule(k)`, k counted from 0.
 
     Warm-up: `min((k + 1) / warmup, 1)`. The published rule `min(k / warmup, 1)` makes the first step one of length 0.
-    Schedule "constant" stays there; "cosine" goes on with `(1 + cos(pi (k - warmup) / (steps - warmup))) / 2`.
+    Decay "constant" stays there; "cosine" goes on with `(1 + cos(pi (k - warmup) / (steps - warmup))) / 2`.
+
+    Args:
+        steps: how many steps in all.
+        warmup: steps of the warm-up; 0: none.
+        decay: "constant" or "cosine".
+        published_warmup: see above.
     """
-    warm = min((step if published_warmup else step + 1) / warmup, 1.0) if warmup > 0 else 1.0
-    if schedule == "constant" or step < warmup:
-        return warm
-    return warm * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+    steps: int
+    warmup: int = 0
+    decay: str = "constant"
+    published_warmup: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"`Schedule(steps=...)` must be at least 1, got {self.steps}.")
+        if self.decay not in DECAYS:
+            raise ValueError(
+                f"`Schedule(decay=...)`: no schedule decays like {self.decay!r}.{suggest(str(self.decay), DECAYS)}"
+            )
+
+    def __call__(self, step: int) -> float:
+        k = step if self.published_warmup else step + 1
+        warm = min(k / self.warmup, 1.0) if self.warmup > 0 else 1.0
+        if self.decay == "constant" or step < self.warmup:
+            return warm
+        return warm * 0.5 * (1.0 + math.cos(math.pi * (step - self.warmup) / max(self.steps - self.warmup, 1)))

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def autocast_network(model: nn.Module, precision: str) -> Iterator[None]:
-    """Run the inside of the network in bfloat16 and hand its output out in float32.
+    """Run the inside of the network in bfloat16 while it trains, and hand its output out in float32.
 
-    Only the network: what score model and objective compute from times, noise levels and losses stays float32.
+    Only the network: what score model and objective compute from times, noise levels and losses stays float32. In
+    evaluation mode nothing changes, so that the weights being trained and their average are measured alike.
     """
     if precision == "float32":
         yield
@@ -24,7 +25,7 @@ def autocast_network(model: nn.Module, precision: str) -> Iterator[None]:
     open_contexts: list[Any] = []
 
     def enter(module: nn.Module, args: Any) -> None:
-        context = torch.autocast(device, dtype=torch.bfloat16)
+        context = torch.autocast(device, dtype=torch.bfloat16, enabled=module.training)
         context.__enter__()
         open_contexts.append(context)
 

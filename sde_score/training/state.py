@@ -56,6 +56,7 @@ class TrainState:
     seconds: float = 0.0
     window: Window = field(default_factory=Window)
     closed: bool = True
+    codec: dict[str, Any] | None = None  # tensors and plain values, saved along
 
     _COUNTERS = ("samples", "skipped", "skipped_in_a_row", "seconds")
 
@@ -74,6 +75,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "progress": progress,
             "rng": rng,
+            "codec": self.codec,
             "config": config if config is None or isinstance(config, str) else json.dumps(config),
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +14,23 @@ from torch import Tensor, nn
 
 from sde_score.files import first_line
 from sde_score.models.ema import EMA
-from sde_score.tensors import SampleNoise, mix_seed
+from sde_score.tensors import mix_seed
 from sde_score.training import distributed
-from sde_score.training.checkpoint import CheckpointStore, read_checkpoint
-from sde_score.training.optim import learning_rate_factor
+from sde_score.training.batch import Share
+from sde_score.training.checkpoint import read_checkpoint
+from sde_score.training.optim import Schedule
 from sde_score.training.precision import autocast_network
 from sde_score.training.progress import TrainingProgress
 from sde_score.training.sentinel import TrainingDiverged, diagnose_gradients, diagnose_losses
+from sde_score.training.settings import Cadence, Limits, Record, StepSettings
 from sde_score.training.signals import StopSignal
 from sde_score.training.state import TrainState
-from sde_score.training.writers import MetricsWriter, TextLog
+from sde_score.training.writers import TextLog
 
 Batch = Callable[[int], tuple[Tensor, Any, Sequence[int]]]
-Action = Callable[[TrainState], "Mapping[str, float | None] | None"]
+
+# Keeps dropout apart from the noise of samples, (seed, step, position); no number of a step or of a sample gets so far.
+_DROPOUT = 0xD07 << 40
 
 ADVICE = (
     "Things to try: a lower learning rate, a longer warm-up, a smaller grad_clip, precision='float32', a larger t_min, "
@@ -77,11 +81,11 @@ class LossModule(nn.Module):
 
 
 class Trainer:
-    """Train a score model: `Trainer(model, ema, objective, optimizer, batch, steps=...).run()`.
+    """Train a score model: `Trainer(model, ema, objective, optimizer, batch, Schedule(steps=...)).run()`.
 
     The noise of sample i in step k is a function of (seed, k, i), so a run depends neither on the number of processes
-    nor on the number of micro-batches (up to the order of sums), and a resumed run repeats the uninterrupted one, bit
-    for bit on the CPU.
+    nor on the number of micro-batches (up to the order of sums, and to dropout), and a resumed run repeats the
+    uninterrupted one, bit for bit on the CPU.
 
     Args:
         model: the module to train, on its device.
@@ -90,31 +94,18 @@ class Trainer:
         optimizer: any torch optimiser; its learning rate is the peak of the schedule. See `make_optimizer`.
         batch: `batch(step)` -> `(x, cond, positions)`, or an object with a method `batch` like that. `x` of shape
             `(B, *)` is this process's share of the step's samples, `positions` are the B numbers that name their noise,
-            `cond` is a mapping of keyword arguments for the model, or class labels `(B,)` (given as `y`), or None.
-        steps: how many steps in all.
+            `cond` is a mapping of tensors `(B, *)`, keyword arguments of the model, or class labels `(B,)` (given as
+            `y`), or None.
+        schedule: how many steps, and the course of the learning rate.
         seed: of all noise.
-        prepare: `prepare(x, noise)` -> `x0`, for scaling and dequantisation.
-        warmup, published_warmup, schedule: of the learning rate, see `learning_rate_factor`.
-        grad_clip: largest norm of the gradient, c: it is multiplied by min(1, c / (norm + 1e-6)). Negative: no
-            clipping.
-        micro_batches: a batch is worked off in so many parts, to need less memory.
-        precision: "float32", or "bf16" for the inside of the network (`model.network` where there is one); loss and
-            times stay float32.
-        compile: train through `model.compiled()`, the network under `torch.compile`.
-        max_seconds: a cap on the time the run may take, earlier parts of a resumed run included.
-        max_skips: so many steps in a row whose loss or gradient is not finite stop the run.
-        log_every, checkpoint_every: in steps.
-        actions: pairs `(every, action)`. `action(state)` is called every so many steps and after the last one, on the
-            main process, after the checkpoint of the step; the numbers it returns go to the metrics. Sample grids and
-            validation come in here. It must be a function of the state: a run killed in it does it again.
-        checkpoints: where to save, and where to go on from; None: nowhere.
-        writers: take the metrics. See `sde_score.training.writers`.
-        say: takes messages for people.
-        progress: a bar on a terminal, one line every 10 seconds elsewhere; False: neither.
-        config: saved with each checkpoint, a mapping or its JSON.
+        prepare: `prepare(x, noise)` -> `x0`, for scaling and dequantisation: a codec's `encode`.
+        step: how a step is worked out.
+        limits: what ends the run before its last step.
+        cadence: what happens every so many steps.
+        record: where checkpoints, metrics and messages go.
 
     Raises:
-        ValueError: for settings out of range.
+        ValueError: for settings that the model cannot serve.
     """
 
     def __init__(
@@ -124,56 +115,34 @@ class Trainer:
         objective: Callable[..., Tensor],
         optimizer: torch.optim.Optimizer,
         batch: Batch | Any,
+        schedule: Schedule,
         *,
-        steps: int,
         seed: int = 0,
         prepare: Callable[[Tensor, Any], Tensor] | None = None,
-        warmup: int = 0,
-        published_warmup: bool = False,
-        schedule: str = "constant",
-        grad_clip: float = 1.0,
-        micro_batches: int = 1,
-        precision: str = "float32",
-        compile: bool = False,
-        max_seconds: float | None = None,
-        max_skips: int = 20,
-        log_every: int = 100,
-        checkpoint_every: int = 1000,
-        actions: Iterable[tuple[int, Action]] = (),
-        checkpoints: CheckpointStore | None = None,
-        writers: Iterable[MetricsWriter] = (),
-        say: Callable[[str], None] | None = None,
-        progress: bool = True,
-        config: Mapping[str, Any] | str | None = None,
+        step: StepSettings | None = None,
+        limits: Limits | None = None,
+        cadence: Cadence | None = None,
+        record: Record | None = None,
     ) -> None:
-        at_least_one = {"steps": steps, "micro_batches": micro_batches, "max_skips": max_skips, "log_every": log_every}
-        for name, value in at_least_one.items():
-            if value < 1:
-                raise ValueError(f"`Trainer({name}=...)` must be at least 1, got {value}.")
-        if schedule not in ("constant", "cosine"):
-            raise ValueError(f"`Trainer(schedule=...)` is 'constant' or 'cosine', not {schedule!r}.")
-        if precision not in ("float32", "bf16"):
-            raise ValueError(f"`Trainer(precision=...)` is 'float32' or 'bf16', not {precision!r}.")
-        if compile and not hasattr(model, "compiled"):
-            raise ValueError(f"`Trainer(compile=True)` needs `model.compiled()`; {type(model).__name__} has none.")
+        step, limits = step or StepSettings(), limits or Limits()
+        cadence, record = cadence or Cadence(), record or Record()
+        step.check_model(model)
         self.model, self.ema, self.optimizer = model, ema, optimizer
         self.batch = getattr(batch, "batch", batch)
         self.prepare = prepare if prepare is not None else lambda x, noise: x
-        self.steps, self.seed = steps, seed
-        self.warmup, self.published_warmup, self.schedule = warmup, published_warmup, schedule
-        self.grad_clip, self.micro_batches, self.precision = grad_clip, micro_batches, precision
-        self.max_seconds, self.max_skips = max_seconds, max_skips
-        self.log_every, self.checkpoint_every = log_every, checkpoint_every
-        self.checkpoints, self.config = checkpoints, config
+        self.schedule, self.steps, self.seed, self.settings = schedule, schedule.steps, seed, step
+        self.max_seconds, self.max_skips = limits.max_seconds, limits.max_skips
+        self.log_every, self.checkpoint_every = cadence.log, cadence.checkpoint
+        self.checkpoints, self.config = record.checkpoints, record.config
         main = distributed.is_main()
-        self.actions = tuple(actions) if main else ()
-        self.writers = tuple(writers) if main else ()
-        self.say = (say or TextLog()) if main else (lambda message: None)
-        self.progress = progress and main
+        self.actions = tuple(cadence.actions) if main else ()
+        self.writers = tuple(record.writers) if main else ()
+        self.say = (record.say or TextLog()) if main else (lambda message: None)
+        self.progress = record.progress and main
         self.device = next(model.parameters()).device
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
-        self.losses = LossModule(model.compiled() if compile else model, objective)
-        self.state = TrainState(model, ema, optimizer)
+        self.losses = LossModule(model.compiled() if step.compile else model, objective)
+        self.state = TrainState(model, ema, optimizer, codec=record.codec)
 
     def run(self) -> TrainResult:
         """Go on from the newest checkpoint, or begin; train to the end.
@@ -183,7 +152,8 @@ class Trainer:
             CheckpointError: when a checkpoint cannot be written, or does not fit this model.
         """
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), StopSignal() as stop, autocast_network(self.losses.model, self.precision):
+        in_precision = autocast_network(self.losses.model, self.settings.precision)
+        with torch.random.fork_rng(devices), StopSignal() as stop, in_precision:
             self.resume()
             parallel = distributed.wrap(self.losses, self.device)  # copies the main process's weights to the others
             if self.ema is not None:
@@ -245,10 +215,10 @@ class Trainer:
         """
         state = self.state
         self.seed_dropout()
-        x, cond, positions = self.fetch(state.step)
+        share = Share.of(*self.batch(state.step), self.device)
         self.set_learning_rate(state.step)
-        loss_sum = self.backward(parallel, x, cond, positions)
-        loss, grad_norm, samples, stopping = self.gather(loss_sum, len(x), wants_stop())
+        loss_sum = self.backward(parallel, share)
+        loss, grad_norm, samples, stopping = self.gather(loss_sum, len(share), wants_stop())
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.scale_gradients(grad_norm, samples)
             self.optimizer.step()
@@ -257,7 +227,7 @@ class Trainer:
             state.window.add(loss, grad_norm)
             state.skipped_in_a_row = 0
         else:
-            self.skip(x, cond, positions, loss, grad_norm)
+            self.skip(share, loss, grad_norm)
         state.step += 1
         state.samples += samples
         return loss, samples, stopping
@@ -266,63 +236,34 @@ class Trainer:
 
     def seed_dropout(self) -> None:
         """Seed torch's own generator by step and process, so that a resumed run repeats the dropout."""
-        seed = mix_seed(self.seed, self.state.step, distributed.rank())
+        seed = mix_seed(self.seed, _DROPOUT, self.state.step, distributed.rank())
         # `torch.manual_seed` also reaches for accelerators, which takes 0.2 ms where there is none
         (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
-    def fetch(self, step: int) -> tuple[Tensor, dict[str, Any], Sequence[int]]:
-        """This process's share of the batch of `step`, on the device."""
-        x, cond, positions = self.batch(step)
-        if len(positions) != len(x):
-            raise ValueError(
-                f"batch({step}) gave {len(x)} samples and {len(positions)} positions; it must give one position per "
-                "sample."
-            )
-        cond = {} if cond is None else {"y": cond} if isinstance(cond, Tensor) else dict(cond)
-        moved = {
-            key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for key, value in cond.items()
-        }
-        return x.to(self.device, non_blocking=True), moved, positions
-
     def set_learning_rate(self, step: int) -> None:
         """Peak rate of each parameter group times the factor of the schedule."""
-        factor = learning_rate_factor(
-            step, steps=self.steps, warmup=self.warmup, schedule=self.schedule, published_warmup=self.published_warmup
-        )
+        factor = self.schedule(step)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates):
             group["lr"] = peak * factor
 
-    def sample_losses(
-        self, module: Callable[..., Tensor], x: Tensor, cond: Mapping[str, Any], positions: Sequence[int]
-    ) -> Tensor:
+    def sample_losses(self, module: Callable[..., Tensor], share: Share) -> Tensor:
         """The loss of each sample, `(B,)`; `module` is called as a `LossModule`."""
-        noise = SampleNoise((self.seed, self.state.step), positions)
-        return module(self.prepare(x, noise), noise, cond)
+        noise = share.noise(self.seed, self.state.step)
+        none = getattr(getattr(self.model, "network", self.model), "no_condition", None)
+        told = share.without_some_conditions(self.settings.condition_dropout, self.seed, self.state.step, none)
+        return module(self.prepare(share.x, noise), noise, told.cond)
 
-    def parts(
-        self, x: Tensor, cond: Mapping[str, Any], positions: Sequence[int]
-    ) -> list[tuple[Tensor, dict[str, Any], Sequence[int]]]:
-        """The batch cut into micro-batches."""
-        size = math.ceil(len(x) / self.micro_batches)
-        cuts = [slice(begin, begin + size) for begin in range(0, len(x), size)]
-
-        def of(value: Any, cut: slice) -> Any:
-            return value[cut] if isinstance(value, Tensor) and value.ndim and len(value) == len(x) else value
-
-        return [(x[cut], {key: of(value, cut) for key, value in cond.items()}, positions[cut]) for cut in cuts]
-
-    def backward(self, parallel: nn.Module, x: Tensor, cond: Mapping[str, Any], positions: Sequence[int]) -> Tensor:
+    def backward(self, parallel: nn.Module, share: Share) -> Tensor:
         """Gradients of the *summed* loss, micro-batch by micro-batch; returns the sum.
 
         Sums add up whatever the parts and shares are; `scale_gradients` divides once, by the size of the global batch.
         """
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        parts = self.parts(x, cond, positions)
+        parts = share.cut(self.settings.micro_batches)
         for i, part in enumerate(parts):
             with distributed.no_sync(parallel) if i + 1 < len(parts) else nullcontext():
-                loss = self.sample_losses(parallel, *part).sum()
+                loss = self.sample_losses(parallel, part).sum()
                 loss.backward()
             total += loss.detach()
         return total
@@ -352,11 +293,11 @@ class Trainer:
         The mean's is multiplied by min(1, c / (norm + 1e-6)), c = `grad_clip`, as published. Negative: no clipping.
         """
         factor = distributed.world_size() / samples
-        if self.grad_clip >= 0:
-            factor *= min(1.0, self.grad_clip / (grad_norm + 1e-6))
+        if self.settings.grad_clip >= 0:
+            factor *= min(1.0, self.settings.grad_clip / (grad_norm + 1e-6))
         torch._foreach_mul_(self.gradients(), factor)
 
-    def skip(self, x: Tensor, cond: Mapping[str, Any], positions: Sequence[int], loss: float, grad_norm: float) -> None:
+    def skip(self, share: Share, loss: float, grad_norm: float) -> None:
         """Count and report a step whose loss or gradient is not finite; weights, EMA and optimiser stay as they are."""
         state = self.state
         state.skipped += 1
@@ -365,7 +306,7 @@ class Trainer:
         if state.skipped_in_a_row > 3 and not stopping:
             return  # the first few reports say it all
         try:
-            reason = self.explain(x, cond, positions)
+            reason = self.explain(share)
         except Exception as error:  # an objective that cannot be observed must not end the run
             reason = f"looking for the cause failed ({error!r})"
         told = f"Step {state.step} skipped: loss {loss:g}, gradient norm {grad_norm:g}; {reason}."
@@ -376,17 +317,15 @@ class Trainer:
             )
         self.say(f"{told} {state.skipped} skipped so far; {self.max_skips} in a row stop the run.")
 
-    def explain(self, x: Tensor, cond: Mapping[str, Any], positions: Sequence[int]) -> str:
+    def explain(self, share: Share) -> str:
         """Repeat the forward pass of a failed step under observation; see `diagnose_losses`."""
         self.seed_dropout()
-        for part_x, part_cond, part_positions in self.parts(x, cond, positions):
+        for part in share.cut(self.settings.micro_batches):
 
-            def losses(probe: Any, x=part_x, cond=part_cond, positions=part_positions) -> Tensor:
-                return self.sample_losses(
-                    lambda *args: per_sample_loss(self.losses.objective, probe, *args), x, cond, positions
-                )
+            def losses(probe: Any, part=part) -> Tensor:
+                return self.sample_losses(lambda *args: per_sample_loss(self.losses.objective, probe, *args), part)
 
-            told = diagnose_losses(self.model, losses, part_positions)
+            told = diagnose_losses(self.model, losses, part.positions)
             if told:
                 return told
         return diagnose_gradients(self.model)

@@ -11,17 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from sde_score.tensors import SampleNoise
+from sde_score.training.batch import as_conditions
 from sde_score.training.sentinel import TimeProbe
 from sde_score.training.state import TrainState
 from sde_score.training.trainer import per_sample_loss
+
+# Keeps this noise apart from that of training, (seed, step, position); no number of a step or of a sample gets so far.
+_VALIDATION = 0x7A11 << 40
 
 
 class ValidationLoss:
     """Mean loss over held-out batches, in all and by log-SNR; an action for the `Trainer`.
 
-    Noise and times of a sample are functions of (seed, its number), so that two evaluations differ by the weights
-    alone and a slow trend shows under what would otherwise be noise. The time is read off the call of the model;
-    where the objective makes no such call with one time per sample, only the mean is given.
+    Noise and times of a sample are functions of (seed, repeat, its number), in a stream of their own, so that two
+    evaluations differ by the weights alone and a slow trend shows under what would otherwise be noise. The time is read
+    off the call of the model; where the objective makes no such call with one time per sample, only the mean is given.
 
     Args:
         objective: as in training.
@@ -84,9 +88,9 @@ class ValidationLoss:
             for repeat in range(self.repeats):
                 seen = 0
                 for x, cond in self.batches:
-                    noise = SampleNoise((self.seed, repeat), range(seen, seen + len(x)))
+                    noise = SampleNoise((self.seed, _VALIDATION, repeat), range(seen, seen + len(x)))
                     seen += len(x)
-                    loss, times = self._batch(model, x.to(device), _conditions(cond, device), noise)
+                    loss, times = self._batch(model, x.to(device), as_conditions(cond, len(x), device), noise)
                     losses.append(loss.detach().double().cpu())
                     if self.log_snr is not None and times is not None:
                         levels.append(self.log_snr(times.double().cpu()))
@@ -117,8 +121,3 @@ def at_rest(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
         for p in trained:
             p.requires_grad_(True)
-
-
-def _conditions(cond: Any, device: torch.device) -> dict[str, Any]:
-    cond = {} if cond is None else {"y": cond} if isinstance(cond, Tensor) else dict(cond)
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in cond.items()}

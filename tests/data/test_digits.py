@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 
-from sde_score.data import load_dataset
+from sde_score.data import Scaler, load_dataset
 
 
 def test_digits_are_scikit_learns():
     source = pytest.importorskip("sklearn.datasets").load_digits()
     splits = load_dataset("digits")
-    x = torch.cat([splits.train[:1500][0], splits.test[:297][0]])
-    y = torch.cat([splits.train[:1500][1], splits.test[:297][1]])
+    x = torch.cat([splits.train[:1500].x, splits.test[:297].x])
+    y = torch.cat([splits.train[:1500].y, splits.test[:297].y])
     assert torch.equal(x[:, 0].double(), torch.from_numpy(source.images))
     assert torch.equal(y, torch.from_numpy(source.target).long())
 
@@ -23,9 +23,10 @@ def test_facts_about_the_digits():
     assert (len(splits.train), len(splits.test)) == (1500, 297)
     info = splits.info
     assert (info.shape, info.levels, info.num_classes, info.kind) == ((1, 8, 8), 17, 10, "image")
-    x, y = splits.train[[0, 3]]
+    x, cond, _ = splits.train[[0, 3]]
+    y = cond["y"]
     assert x.dtype == torch.uint8 and y.dtype == torch.int64 and y.tolist() == [0, 3]
-    assert splits.scaler().levels == 17
+    assert Scaler.fit(splits).levels == 17
 
 
 def test_digits_need_neither_torchvision_nor_other_heavy_packages():
@@ -35,8 +36,8 @@ for name in ("torchvision", "PIL", "sklearn", "scipy", "torchsde", "matplotlib",
     sys.modules[name] = None
 from sde_score.data import BatchLoader, load_dataset
 splits = load_dataset("digits")
-x, y, positions = BatchLoader(splits.train, 8, seed=1).batch(0)
-assert x.shape == (8, 1, 8, 8)
+batch = BatchLoader(splits.train, 8, seed=1).batch(0)
+assert batch.x.shape == (8, 1, 8, 8)
 load_dataset("two_moons(n_train=10, n_test=10)")
 try:
     load_dataset("cifar10(root='nowhere')")

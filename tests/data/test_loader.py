@@ -9,7 +9,7 @@ from sde_score.data.loader import flip_mask
 
 
 def numbered(n, labels=True):
-    return TensorSplit(torch.arange(n, dtype=torch.float32).view(n, 1), torch.arange(n) if labels else None)
+    return TensorSplit(torch.arange(n, dtype=torch.float32).view(n, 1), {"y": torch.arange(n)} if labels else None)
 
 
 @pytest.mark.parametrize("n, batch_size", [(10, 3), (10, 10), (7, 20), (1, 4), (64, 64)])
@@ -34,20 +34,26 @@ def test_ranks_partition_the_positions_of_a_step(world_size):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_ranks_and_micro_batches_read_the_same_samples():
+def test_ranks_read_the_same_samples():
     split = numbered(23)
     whole = BatchLoader(split, 12, seed=3).batch(7)
-    parts = [
-        part
-        for rank in range(2)
-        for part in BatchLoader(split, 12, seed=3, rank=rank, world_size=2, accumulate=3).micro_batches(7)
-    ]
-    assert [len(p.x) for p in parts] == [2] * 6
-    for column in range(3):
-        assert torch.equal(torch.cat([p[column] for p in parts]), whole[column])
+    parts = [BatchLoader(split, 12, seed=3, rank=rank, world_size=3).batch(7) for rank in range(3)]
+    assert [len(p.x) for p in parts] == [4] * 3
+    for of in (lambda b: b.x, lambda b: b.y, lambda b: b.positions):
+        assert torch.equal(torch.cat([of(p) for p in parts]), of(whole))
     assert torch.equal(whole.y, whole.x[:, 0].long())
-    x, y, positions = whole
-    assert positions.tolist() == list(range(84, 96))
+    x, cond, positions = whole
+    assert x is whole.x and cond["y"] is whole.y and positions.tolist() == list(range(84, 96))
+
+
+def test_positions_go_on_without_gap_or_repeat_wherever_one_jumps_in():
+    """A step asked for out of turn is that of the run in turn; no two samples of a run share a position."""
+    loader = BatchLoader(numbered(7), 6, seed=3)
+    in_turn = [loader.batch(step) for step in range(5)]
+    assert torch.equal(torch.cat([b.positions for b in in_turn]), torch.arange(30))
+    for step in (4, 0, 3):
+        again = BatchLoader(numbered(7), 6, seed=3).batch(step)
+        assert torch.equal(again.x, in_turn[step].x) and torch.equal(again.positions, in_turn[step].positions)
 
 
 def test_batch_is_a_pure_function_of_the_step_also_with_workers():
@@ -76,7 +82,8 @@ def test_flips_are_fair_pure_and_true_mirrors():
     images = torch.arange(6, dtype=torch.uint8).view(1, 1, 2, 3)
     split = TensorSplit(images)
     loader = BatchLoader(split, 40, seed=1, flip=True)
-    x, _, positions = loader.batch(4)
+    batch = loader.batch(4)
+    x, positions = batch.x, batch.positions
     mask = flip_mask(1, positions)
     assert torch.equal(x[mask], images.flip(-1).expand_as(x[mask])) and torch.equal(
         x[~mask], images.expand_as(x[~mask])
@@ -128,8 +135,8 @@ def test_hold_out_partitions_and_never_changes():
 
 def test_splits_refuse_wrong_numbers_and_types():
     split = numbered(5)
-    assert split[1:4][0].flatten().tolist() == [1, 2, 3]
-    assert Subset(split, torch.tensor([4, 2]))[[1, 0]][1].tolist() == [2, 4]
+    assert split[1:4].x.flatten().tolist() == [1, 2, 3]
+    assert Subset(split, torch.tensor([4, 2]))[[1, 0]].y.tolist() == [2, 4]
     for wrong in ([5], [-1]):
         with pytest.raises(IndexError, match="0 to 4"):
             split[wrong]
@@ -137,13 +144,13 @@ def test_splits_refuse_wrong_numbers_and_types():
         split[3]
     with pytest.raises(TypeError, match="uint8"):
         TensorSplit(torch.zeros(3, 2, dtype=torch.float64))
-    with pytest.raises(ValueError, match="label per sample"):
-        TensorSplit(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="one entry per sample"):
+        TensorSplit(torch.zeros(3, 2), {"y": torch.zeros(2, dtype=torch.int64)})
 
 
 def test_statistics_match_a_direct_computation_despite_an_offset():
     x = torch.randn(500, 2, 7) * torch.tensor([[0.5], [3.0]]) + 1000
-    mean, std = statistics(TensorSplit(x), chunk=64)
+    mean, std = statistics(TensorSplit(x), numbers=900)
     assert mean.shape == (2, 1)
     torch.testing.assert_close(mean[:, 0], x.double().mean((0, 2)))
     torch.testing.assert_close(std[:, 0], x.double().std((0, 2), correction=0))

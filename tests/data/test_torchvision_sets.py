@@ -42,17 +42,17 @@ def test_idx_files_need_no_torchvision(small_mnist, without_torchvision):
     splits = load_dataset("mnist", root=small_mnist)
     assert splits.info.shape == (1, 28, 28) and splits.info.levels == 256 and splits.info.num_classes == 10
     assert (len(splits.train), len(splits.test)) == (5, 3)
-    assert splits.train[:5][1].tolist() == [0, 1, 2, 3, 4]
+    assert splits.train[:5].y.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_gzipped_files_and_a_bare_folder_work(small_mnist, without_torchvision):
     raw = small_mnist / "MNIST" / "raw"
-    plain = load_dataset("mnist", root=small_mnist).train[:5][0]
+    plain = load_dataset("mnist", root=small_mnist).train[:5].x
     for path in list(raw.iterdir()):
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
-    assert torch.equal(load_dataset("mnist", root=small_mnist).train[:5][0], plain)
-    assert torch.equal(load_dataset(f"fashion_mnist(root={str(raw)!r})").train[:5][0], plain)
+    assert torch.equal(load_dataset("mnist", root=small_mnist).train[:5].x, plain)
+    assert torch.equal(load_dataset(f"fashion_mnist(root={str(raw)!r})").train[:5].x, plain)
 
 
 def test_damaged_and_missing_files(small_mnist, without_torchvision):
@@ -85,8 +85,8 @@ def test_mnist_from_unpacked_files(shared_data_dir, tmp_path):
             shutil.copyfileobj(source, target)
     splits = load_dataset("mnist", root=tmp_path, download=False)
     assert (len(splits.train), len(splits.test)) == (60_000, 10_000)
-    assert splits.test[:5][1].tolist() == [7, 2, 1, 0, 4]
-    assert splits.train.y.bincount().tolist()[:3] == [5923, 6742, 5958]
+    assert splits.test[:5].y.tolist() == [7, 2, 1, 0, 4]
+    assert splits.train.cond["y"].bincount().tolist()[:3] == [5923, 6742, 5958]
     # Mean grey value of the training images, as everybody quotes it.
     assert float(splits.train.x[:, 0].double().mean() / 255) == pytest.approx(0.1307, abs=5e-5)
 
@@ -140,20 +140,20 @@ def test_cifar_and_svhn_come_channels_first(fake):
         splits = load_dataset(name)
         assert splits.info.shape == (3, 32, 32) and (len(splits.train), len(splits.test)) == (6 + extra, 4)
         expected = torch.from_numpy(FakeSet("", train=False).data).permute(0, 3, 1, 2)
-        assert torch.equal(splits.test[:4][0], expected) and splits.test[:4][1].tolist() == [0, 1, 2, 3]
+        assert torch.equal(splits.test[:4].x, expected) and splits.test[:4].y.tolist() == [0, 1, 2, 3]
 
 
 def test_celeba_is_cropped_and_lsun_resized(fake, tmp_path):
     splits = load_dataset("celeba", image_size=16)
-    x, y = splits.train[[0, 5]]
+    x, y = splits.train[[0, 5]].x, splits.train[[0, 5]].y
     assert x.shape == (2, 3, 16, 16) and y is None and (x == 255).all(), "exactly the central 140 x 140"
-    assert load_dataset("celeba(crop=0)").train[[0]][0].min() == 0
+    assert load_dataset("celeba(crop=0)").train[[0]].x.min() == 0
     with pytest.raises(FileNotFoundError, match="bedroom_train_lmdb and no .*bedroom_val_lmdb"):
         load_dataset("lsun(category='bedroom')", root=tmp_path)
     for part in ("train", "val"):
         (tmp_path / f"bedroom_{part}_lmdb").mkdir()
     splits = load_dataset("lsun(category='bedroom')", root=tmp_path, image_size=(20, 24))
-    assert splits.info.shape == (3, 20, 24) and splits.test[[1]][0].shape == (1, 3, 20, 24)
+    assert splits.info.shape == (3, 20, 24) and splits.test[[1]].x.shape == (1, 3, 20, 24)
 
 
 def test_failed_downloads_say_what_to_do(fake, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from sde_score.config import make_config
 from sde_score.run.train import train
-from sde_score.training import Trainer, load_checkpoint, make_optimizer
+from sde_score.training import Schedule, StepSettings, Trainer, load_checkpoint, make_optimizer
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++)")
 
@@ -60,4 +60,5 @@ def test_compiled_shares_its_weights(runs):
 def test_a_model_that_cannot_be_compiled_is_told():
     model = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"needs `model.compiled\(\)`; Linear has none"):
-        Trainer(model, None, print, make_optimizer(model.parameters()), print, steps=1, compile=True)
+        optimizer = make_optimizer(model.parameters())
+        Trainer(model, None, print, optimizer, print, Schedule(1), step=StepSettings(compile=True))

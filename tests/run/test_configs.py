@@ -9,17 +9,18 @@ import torch
 from ml_collections import ConfigDict, FieldReference
 
 from sde_score.config import default_config, differences, from_json, load_config, to_json
-from sde_score.data import DataInfo
+from sde_score.data import Condition, DataInfo
 from sde_score.run import build_model, build_objective, build_sampler, build_sde
 from sde_score.run.build import check_likelihood
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = sorted(p.stem for p in CONFIGS.glob("[!_]*.py") if p.stem not in ("common", "published"))
+TEN = {"y": Condition(num=10)}
 INFO = {
     "toy2d": DataInfo("two_moons", (2,)),
-    "digits": DataInfo("digits", (1, 8, 8), num_classes=10, levels=17),
-    "mnist": DataInfo("mnist", (1, 28, 28), num_classes=10, levels=256),
-    "cifar10": DataInfo("cifar10", (3, 32, 32), num_classes=10, levels=256),
+    "digits": DataInfo("digits", (1, 8, 8), levels=17, conditions=TEN),
+    "mnist": DataInfo("mnist", (1, 28, 28), levels=256, conditions=TEN),
+    "cifar10": DataInfo("cifar10", (3, 32, 32), levels=256, conditions=TEN),
     "images": DataInfo("photos", (3, 32, 48), levels=256),
 }
 

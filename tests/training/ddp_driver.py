@@ -9,8 +9,21 @@ import torch
 from torch import nn
 
 from sde_score.models.ema import EMA
+from sde_score.objectives import OBJECTIVES
+from sde_score.sdes import SDES
 from sde_score.tensors import draw_uniform
-from sde_score.training import CheckpointStore, JSONLWriter, Trainer, ValidationLoss, distributed, make_optimizer
+from sde_score.training import (
+    Cadence,
+    CheckpointStore,
+    JSONLWriter,
+    Record,
+    Schedule,
+    StepSettings,
+    Trainer,
+    ValidationLoss,
+    distributed,
+    make_optimizer,
+)
 
 SIZE = 10
 
@@ -54,15 +67,15 @@ def train(run_dir: Path, steps: int, micro_batches: int, device: torch.device) -
         objective,
         make_optimizer(model.parameters(), lr=1e-2),
         batch,
-        steps=steps,
-        micro_batches=micro_batches,
-        log_every=5,
-        checkpoint_every=10,
-        actions=[(7, ValidationLoss(objective, [(batch(0)[0], None)]))],  # on the main process only
-        checkpoints=CheckpointStore(run_dir, say=said.append),
-        writers=[JSONLWriter(run_dir / "metrics.jsonl")],
-        say=said.append,
-        progress=False,
+        Schedule(steps),
+        step=StepSettings(micro_batches=micro_batches),
+        cadence=Cadence(5, 10, [(7, ValidationLoss(objective, [(batch(0)[0], None)]))]),  # on the main process only
+        record=Record(
+            checkpoints=CheckpointStore(run_dir, say=said.append),
+            writers=[JSONLWriter(run_dir / "metrics.jsonl")],
+            say=said.append,
+            progress=False,
+        ),
     ).run()
     assert result.skipped == 1, result
     assert distributed.is_main() or not said, "only the main process speaks"
@@ -73,8 +86,43 @@ def train(run_dir: Path, steps: int, micro_batches: int, device: torch.device) -
         assert torch.equal(box[0], box[1]), "the processes went apart"
 
 
+class ToldNet(Net):
+    """Told a number, of which -1 means none."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = nn.Linear(1, 2)
+        self.network.no_condition = lambda cond: {"angle": torch.full_like(cond["angle"], -1.0)}
+
+    def eps(self, x, t, angle):
+        return super().eps(x, t) + self.told(angle)
+
+
+def descend(run_dir: Path, micro_batches: int, device: torch.device) -> None:
+    """Plain gradient descent, which hides no factor of the gradient; times in the strata of the whole batch, and some
+    conditions dropped."""
+    torch.manual_seed(0)
+    model = ToldNet().double().to(device)
+
+    def told_batch(step: int):
+        x, _, positions = batch(step + 10)
+        return x, {"angle": x[:, :1].sin()}, positions
+
+    Trainer(
+        model,
+        None,
+        OBJECTIVES.build("dsm(times='stratified')", SDES.build("vp(t_min=0.)")),
+        torch.optim.SGD(model.parameters(), lr=0.3),
+        told_batch,
+        Schedule(12),
+        step=StepSettings(grad_clip=-1.0, micro_batches=micro_batches, condition_dropout=0.4),
+        record=Record(CheckpointStore(run_dir, say=lambda m: None), say=lambda m: None, progress=False),
+    ).run()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.processes("cpu") as device:
+        descend(Path(sys.argv[1]) / "plain", 2, device)
         train(Path(sys.argv[1]), 20, 2, device)
         train(Path(sys.argv[1]), 30, 1, device)  # goes on from step 20

@@ -18,7 +18,17 @@ from torch import nn
 
 from sde_score.models.ema import EMA
 from sde_score.tensors import draw_uniform
-from sde_score.training import CheckpointStore, JSONLWriter, Trainer, ValidationLoss, load_checkpoint, make_optimizer
+from sde_score.training import (
+    Cadence,
+    CheckpointStore,
+    JSONLWriter,
+    Record,
+    Schedule,
+    Trainer,
+    ValidationLoss,
+    load_checkpoint,
+    make_optimizer,
+)
 
 STEPS = 100
 
@@ -52,16 +62,14 @@ def train(run_dir: Path) -> None:
         objective,
         make_optimizer(model.parameters(), lr=1e-2),
         batch,
-        steps=STEPS,
-        warmup=10,
-        schedule="cosine",
-        log_every=7,
-        checkpoint_every=5,
-        actions=[(20, ValidationLoss(objective, [(batch(999)[0], None)]))],
-        checkpoints=CheckpointStore(run_dir, keep=2, say=lambda message: None),
-        writers=[JSONLWriter(run_dir / "metrics.jsonl")],
-        say=lambda message: None,
-        progress=False,
+        Schedule(STEPS, warmup=10, decay="cosine"),
+        cadence=Cadence(7, 5, [(20, ValidationLoss(objective, [(batch(999)[0], None)]))]),
+        record=Record(
+            checkpoints=CheckpointStore(run_dir, keep=2, say=lambda message: None),
+            writers=[JSONLWriter(run_dir / "metrics.jsonl")],
+            say=lambda message: None,
+            progress=False,
+        ),
     ).run()
 
 

@@ -34,21 +34,36 @@ def run_one(run_dir):
     spec = importlib.util.spec_from_file_location("ddp_driver", DRIVER)
     driver = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(driver)
+    driver.descend(run_dir / "plain", 1, torch.device("cpu"))
     driver.train(run_dir, 30, 1, torch.device("cpu"))
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    run_one(folder / "one")
+    run_two(folder / "two")
+    return folder
+
+
+def test_plain_gradient_descent_takes_the_same_steps(both):
+    """The scale of the gradient, stratified times and dropped conditions do not depend on the number of processes."""
+    one, two = (load_checkpoint(both / name / "plain") for name in ("one", "two"))
+    assert one.step == two.step == 12
+    for key in one.model:
+        torch.testing.assert_close(two.model[key], one.model[key], rtol=1e-6, atol=1e-6)
+
+
+def test_two_processes_equal_one(both):
     """Unequal shares, micro-batches, a skipped step and a resume. Float64: the order of sums is all that differs."""
-    run_one(tmp_path / "one")
-    run_two(tmp_path / "two")
-    one, two = load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "two")
+    one, two = load_checkpoint(both / "one"), load_checkpoint(both / "two")
     assert one.step == two.step == 30
     for key in one.model:
         # losses and norms are handed over in float32
         torch.testing.assert_close(two.model[key], one.model[key], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(two.weights()[key], one.weights()[key], rtol=1e-6, atol=1e-6)
     lines = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        [json.loads(line) for line in (both / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     ]
     lines = [[line for line in found if "loss" in line] for found in lines]  # without those of the validation

@@ -2,12 +2,21 @@
 
 import torch
 
-from sde_score.data.loader import BatchLoader
+from sde_score.data import Batch, BatchLoader
 from sde_score.models.ema import EMA
 from sde_score.models.score_model import ScoreModel
 from sde_score.objectives import OBJECTIVES
 from sde_score.sdes import SDES
-from sde_score.training import CheckpointStore, Trainer, ValidationLoss, load_checkpoint, make_optimizer
+from sde_score.training import (
+    CheckpointStore,
+    Record,
+    Schedule,
+    StepSettings,
+    Trainer,
+    ValidationLoss,
+    load_checkpoint,
+    make_optimizer,
+)
 
 
 class Points:
@@ -20,7 +29,7 @@ class Points:
 
     def __getitem__(self, indices):
         x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + torch.tensor([1.0, -1.0])
-        return x[indices], None
+        return Batch(x[indices], {}, indices)
 
 
 class Net(torch.nn.Module):
@@ -37,7 +46,7 @@ def test_a_score_model_is_trained_saved_and_read_back(tmp_path):
     sde = SDES.build("vp")
     model = ScoreModel(Net(), sde)
     ema, objective = EMA(model, 0.99), OBJECTIVES.build("dsm", sde)
-    held_out = [(Points()[torch.arange(100)][0], None)]
+    held_out = [(Points()[torch.arange(100)].x, None)]
     validation = ValidationLoss(objective, held_out, log_snr=sde.log_snr, repeats=4)
     before = validation.evaluate(model)["val/loss"]
     trainer = Trainer(
@@ -46,12 +55,9 @@ def test_a_score_model_is_trained_saved_and_read_back(tmp_path):
         objective,
         make_optimizer(model.parameters(), lr=1e-2),
         BatchLoader(Points(), 32),
-        steps=150,
-        precision="bf16",
-        checkpoints=CheckpointStore(tmp_path),
-        config={"sde": "vp"},
-        say=lambda message: None,
-        progress=False,
+        Schedule(150),
+        step=StepSettings(precision="bf16"),
+        record=Record(CheckpointStore(tmp_path), say=lambda message: None, progress=False, config={"sde": "vp"}),
     )
     assert trainer.run().status == "done"
     values = validation(trainer.state)

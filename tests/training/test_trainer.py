@@ -1,5 +1,6 @@
 """The training loop: published steps, invariances, and what it does when something is wrong."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,12 +13,16 @@ from torch import nn
 from sde_score.models.ema import EMA
 from sde_score.tensors import draw_uniform
 from sde_score.training import (
+    Cadence,
     CheckpointStore,
     JSONLWriter,
+    Limits,
+    Record,
+    Schedule,
+    StepSettings,
     Trainer,
     TrainingDiverged,
     ValidationLoss,
-    learning_rate_factor,
     make_optimizer,
 )
 
@@ -45,12 +50,25 @@ def batch(step, size=12):
     return torch.randn(size, 2, generator=generator) + 1.0, None, range(size)
 
 
-def make(net=None, loss=objective, data=batch, lr=1e-2, **settings):
+GROUPS = {"schedule": Schedule, "step": StepSettings, "limits": Limits, "cadence": Cadence, "record": Record}
+
+
+def grouped(settings):
+    """Settings by their own names, put into the groups that the trainer takes."""
+    found = {}
+    for group, kind in GROUPS.items():
+        names = [field.name for field in dataclasses.fields(kind)]
+        found[group] = kind(**{name: settings.pop(name) for name in names if name in settings})
+    return found | settings
+
+
+def make(net=None, loss=objective, data=batch, lr=1e-2, decay_rate=0.99, **settings):
     torch.manual_seed(0)
     model = net or Net()
     said = []
     settings = {"steps": 20, "say": said.append, "progress": False, **settings}
-    trainer = Trainer(model, EMA(model, 0.99), loss, make_optimizer(model.parameters(), lr=lr), data, **settings)
+    optimizer = make_optimizer(model.parameters(), lr=lr)
+    trainer = Trainer(model, EMA(model, decay_rate), loss, optimizer, data, **grouped(settings))
     trainer.said = said
     return trainer
 
@@ -139,15 +157,10 @@ def test_published_training_steps(golden_dir, name, sigma_max, micro_batches):
         loss,
         make_optimizer(model.parameters(), lr=optim["lr"], eps=optim["eps"]),
         lambda step: (x[step], {"rows": torch.arange(4)}, range(4)),
-        steps=6,
-        warmup=optim["warmup"],
-        published_warmup=True,
-        grad_clip=optim["grad_clip"],
-        micro_batches=micro_batches,
-        log_every=1,
-        actions=[(1, compare)],
-        writers=[lines],
-        progress=False,
+        Schedule(6, warmup=optim["warmup"], published_warmup=True),
+        step=StepSettings(grad_clip=optim["grad_clip"], micro_batches=micro_batches),
+        cadence=Cadence(1, actions=[(1, compare)]),
+        record=Record(writers=[lines], progress=False),
     )
     assert trainer.run().status == "done"
     assert compared == [0, 1, 2, 3, 4, 5]
@@ -160,14 +173,14 @@ def test_published_training_steps(golden_dir, name, sigma_max, micro_batches):
 
 
 def test_our_warmup_begins_with_a_step_and_the_published_one_without():
-    ours = [learning_rate_factor(k, steps=100, warmup=4) for k in range(6)]
-    published = [learning_rate_factor(k, steps=100, warmup=4, published_warmup=True) for k in range(6)]
+    ours = [Schedule(100, warmup=4)(k) for k in range(6)]
+    published = [Schedule(100, warmup=4, published_warmup=True)(k) for k in range(6)]
     assert ours == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert published == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_cosine_decay_falls_from_one_to_zero():
-    factors = [learning_rate_factor(k, steps=100, warmup=10, schedule="cosine") for k in range(101)]
+    factors = [Schedule(100, warmup=10, decay="cosine")(k) for k in range(101)]
     assert factors[9] == factors[10] == 1.0
     assert all(a > b for a, b in zip(factors[10:], factors[11:]))
     assert factors[55] == pytest.approx(0.5) and factors[100] == pytest.approx(0.0, abs=1e-12)
@@ -189,7 +202,7 @@ def test_it_learns():
     part of the way.
     """
     lines = Lines()
-    make(steps=300, log_every=50, writers=[lines]).run()
+    make(steps=300, log=50, writers=[lines]).run()
     losses = [values["loss"] for _, values in lines.lines]
     assert losses[-1] < 0.75 * losses[0] and losses[-1] < 1.3
 
@@ -229,7 +242,7 @@ def test_the_global_generator_is_left_alone():
 
 
 def test_resume_is_exact_also_with_dropout_and_a_window_cut_in_two(tmp_path):
-    settings = {"steps": 30, "log_every": 10, "checkpoint_every": 7, "max_skips": 3, "warmup": 5, "schedule": "cosine"}
+    settings = {"steps": 30, "log": 10, "checkpoint": 7, "max_skips": 3, "warmup": 5, "decay": "cosine"}
     whole = make(net=Net(dropout=0.3), writers=[JSONLWriter(tmp_path / "whole.jsonl")], **settings)
     torch.manual_seed(1)
     start = {k: v.clone() for k, v in whole.model.state_dict().items()}
@@ -305,7 +318,7 @@ def broken_at(bad_steps, trainer_box, value=float("nan")):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_bad_loss_is_skipped_counted_and_reported(value):
     box, lines, seen = [], Lines(), {}
-    trainer = make(loss=broken_at({4}, box, value), log_every=1, writers=[lines],
+    trainer = make(loss=broken_at({4}, box, value), log=1, writers=[lines],
                    actions=[(1, lambda state: seen.update({state.step: weights(trainer).clone()}))])  # fmt: skip
     box.append(trainer)
     result = trainer.run()
@@ -345,7 +358,7 @@ def test_a_bad_gradient_with_a_good_loss_is_skipped():
 def test_too_many_in_a_row_stop_the_run_and_leave_the_checkpoint(tmp_path):
     box, store = [], CheckpointStore(tmp_path)
     bad = {3, 4, *range(12, 30)}
-    trainer = make(loss=broken_at(bad, box), max_skips=5, checkpoint_every=10, checkpoints=store, steps=100)
+    trainer = make(loss=broken_at(bad, box), max_skips=5, checkpoint=10, checkpoints=store, steps=100)
     box.append(trainer)
     with pytest.raises(
         TrainingDiverged, match=r"Step 16 skipped: loss nan.*number 5 in a row.*step_00000010.pt.*lower learning rate"
@@ -360,7 +373,7 @@ def test_a_row_of_bad_steps_writes_no_checkpoints(tmp_path):
     """Else the weights from before the trouble would be pushed out by later ones."""
     box, store = [], CheckpointStore(tmp_path, keep=2)
     trainer = make(
-        loss=broken_at(set(range(9, 99)), box), max_skips=20, checkpoint_every=2, checkpoints=store, steps=99
+        loss=broken_at(set(range(9, 99)), box), max_skips=20, checkpoint=2, checkpoints=store, steps=99
     )
     box.append(trainer)
     with pytest.raises(TrainingDiverged):
@@ -374,7 +387,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
             next(state.model.parameters()).data[0, 0] = float("nan")
 
     store = CheckpointStore(tmp_path)
-    trainer = make(actions=[(1, spoil)], checkpoint_every=5, checkpoints=store)
+    trainer = make(actions=[(1, spoil)], checkpoint=5, checkpoints=store)
     with pytest.raises(
         TrainingDiverged, match=r"At step 20 the weights are not finite.*network.0.weight.*step_00000010.pt"
     ):
@@ -417,7 +430,7 @@ def test_actions_validation_and_metrics(tmp_path):
         objective, held_out, log_snr=lambda t: 2 * torch.log((1 - t) / t), edges=(-2.0, 2.0), repeats=3
     )
     calls = []
-    trainer = make(steps=25, log_every=10, writers=[JSONLWriter(tmp_path / "metrics.jsonl")],
+    trainer = make(steps=25, log=10, writers=[JSONLWriter(tmp_path / "metrics.jsonl")],
                    actions=[(10, validation), (0, lambda state: calls.append(state.step))])  # fmt: skip
     trainer.run()
     assert calls == [25], "every = 0: after the last step only"
