@@ -10,7 +10,7 @@ STAMP = $(VENV)/.set-up
 # waiting threads sleep instead of spinning: ten times faster where the cores are shared
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: quickstart test lint setup clean
+.PHONY: quickstart test lint mutants setup clean
 
 quickstart: $(STAMP)
 	$(BIN)/sde-score quickstart --workdir=$(WORKDIR)
@@ -20,6 +20,10 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+
+mutants: $(STAMP)
+	$(BIN)/python -c 'import cosmic_ray' 2>/dev/null || $(BIN)/python -m pip install --disable-pip-version-check -q "cosmic-ray>=8.4"
+	$(BIN)/python tools/mutants.py $(MUTANTS)
 
 setup: $(STAMP)
 
