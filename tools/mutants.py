@@ -12,7 +12,7 @@ in annotations, texts (f-strings, errors, warnings, `__repr__`), `__all__` and `
 cache or forbid; arithmetic in place of set operations and the reverse, identity in place of order; what is not Python.
 
 The unchanged room runs first: it must pass, it says how long each test takes (quick ones first, those of the file named
-after the module before all) and which modules to have imported before a mutant's process is forked.
+after the module before others) and which modules to have imported before a mutant's process is forked.
 
 Exit status 1 when fewer than `--at-least` percent are killed in a room.
 """
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import random
 import shutil
@@ -57,6 +58,7 @@ LEFT_OUT = "test_kill"  # files of tests that end processes
 SPEAKING = {"__repr__", "__str__"}
 KINDS = [{"Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"}, {"BitOr", "BitAnd", "BitXor"}, {"LShift", "RShift"},
          {"Eq", "NotEq", "Lt", "LtE", "Gt", "GtE"}, {"Is", "IsNot"}]  # fmt: skip
+QUICK = 0.5  # seconds: tests that take no longer keep the order of their files
 TIMEOUT = 5  # times what the unchanged room takes, and a minute
 
 
@@ -157,14 +159,14 @@ def mutated(mutant: Mutant) -> str:
 
 
 class Recorder:
-    """A pytest plugin: orders the tests of a file by how long they took, and keeps what happens."""
+    """A pytest plugin: runs the slow tests last, and keeps what happens."""
 
-    def __init__(self, durations: dict[str, float]) -> None:
-        self.known, self.durations, self.failed = durations, defaultdict(float), ""
+    def __init__(self, known: dict[str, float], longest: float) -> None:
+        self.known, self.longest, self.durations, self.failed = known, longest, defaultdict(float), ""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        files = list(dict.fromkeys(item.path for item in items))
-        items.sort(key=lambda item: (files.index(item.path), self.known.get(item.nodeid, 0.0)))
+        took = {item: max(QUICK, self.known.get(item.nodeid, 0.0)) for item in items}
+        items[:] = sorted((item for item in items if took[item] <= self.longest), key=took.get)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -193,13 +195,13 @@ class Copy:
         (self.tree / module).write_text(source)
         Path(importlib.util.cache_from_source(str(self.tree / module))).unlink(missing_ok=True)
 
-    def test(self, files: list[str], durations: dict[str, float], timeout: float | None) -> dict:
+    def test(self, files: list[str], recorder: Recorder, timeout: float | None) -> dict:
         """Run test files in a forked process, until the first fails: `failed` (empty: none), `durations`, `modules`."""
         answer = self.folder / "answer.json"
         answer.unlink(missing_ok=True)
         pid = os.fork()
         if not pid:
-            self._child(files, durations, answer)
+            self._child(files, recorder, answer)
         end = None if timeout is None else time.monotonic() + timeout
         while os.waitpid(pid, os.WNOHANG) == (0, 0):
             if end is not None and time.monotonic() > end:
@@ -213,7 +215,7 @@ class Copy:
             pass
         return json.loads(answer.read_text()) if answer.is_file() else {"failed": "crash"}
 
-    def _child(self, files: list[str], durations: dict[str, float], answer: Path) -> None:
+    def _child(self, files: list[str], recorder: Recorder, answer: Path) -> None:
         try:
             os.setsid()
             os.chdir(self.tree)
@@ -222,7 +224,6 @@ class Copy:
             with open(self.folder / "output.txt", "w") as output:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
-                recorder = Recorder(durations)
                 status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files], [recorder])
                 modules = [m for m in sys.modules if m.split(".")[0] not in ("sde_score", "tests", "__main__")]
                 failed = recorder.failed or ("" if status == 0 else f"pytest exit {int(status)}")
@@ -240,22 +241,22 @@ def preload(modules: list[str]) -> None:
             pass
 
 
-def in_order(room: str, module: str, durations: dict[str, float]) -> list[str]:
+def in_order(room: str, module: str, tree: Path, durations: dict[str, float]) -> list[str]:
     """The test files of a room: first those named after the module, then the quick ones."""
-    path = ROOT / ROOMS[room][1]
+    path = tree / ROOMS[room][1]
     files = sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
     totals = defaultdict(float)
     for test, seconds in durations.items():
         totals[test.partition("::")[0]] += seconds
-    names = [str(f.relative_to(ROOT)) for f in files if not f.name.startswith(LEFT_OUT)]
+    names = [str(f.relative_to(tree)) for f in files if not f.name.startswith(LEFT_OUT)]
     stem = Path(module).stem
     return sorted(names, key=lambda name: (stem not in Path(name).stem, totals[name]))
 
 
-def run_room(room: str, mutants: list[Mutant], copy: Copy) -> Iterator[Mutant]:
+def run_room(room: str, mutants: list[Mutant], copy: Copy, longest: float) -> Iterator[Mutant]:
     """The mutants of a room, one by one, with what became of them."""
     began = time.monotonic()
-    first = copy.test(in_order(room, "", {}), {}, None)
+    first = copy.test(in_order(room, "", copy.tree, {}), Recorder({}, math.inf), None)
     if first["failed"]:
         output = (copy.folder / "output.txt").read_text()
         sys.exit(f"The tests of {room} fail without any change, at {first['failed']}:\n{output}")
@@ -266,8 +267,8 @@ def run_room(room: str, mutants: list[Mutant], copy: Copy) -> Iterator[Mutant]:
         original = (ROOT / mutant.module).read_text()
         began = time.monotonic()
         copy.write(mutant.module, mutated(mutant))
-        files = in_order(room, mutant.module, first["durations"])
-        mutant.killed_by = copy.test(files, first["durations"], TIMEOUT * whole + 60)["failed"]
+        files = in_order(room, mutant.module, copy.tree, first["durations"])
+        mutant.killed_by = copy.test(files, Recorder(first["durations"], longest), TIMEOUT * whole + 60)["failed"]
         mutant.seconds = round(time.monotonic() - began, 1)
         copy.write(mutant.module, original)
         yield mutant
@@ -295,6 +296,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", type=Path, metavar="FILE", help="run the survivors in FILE again")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants.json", help="where results are written")
+    parser.add_argument("--longest", type=float, default=math.inf, metavar="SECONDS",
+                        help="leave out tests that take longer: what is killed is then a lower bound")  # fmt: skip
     parser.add_argument("--at-least", type=float, default=90.0, metavar="PERCENT")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -308,7 +311,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder))
         for room, mutants in drawn.items():
-            for mutant in run_room(room, mutants, copy) if mutants else ():
+            for mutant in run_room(room, mutants, copy, args.longest) if mutants else ():
                 what = f"killed by {mutant.killed_by}" if mutant.killed_by else "SURVIVED"
                 print(f"{mutant.module}:{mutant.line}  {mutant.before}  ->  {mutant.after}\n"
                       f"    {what}, {mutant.seconds} s", flush=True)  # fmt: skip
