@@ -191,3 +191,14 @@ def test_nothing_to_do_costs_nothing():
             result = solve_ode(refuse, x, 0.5, t1, solver=spec)
             assert torch.equal(result.x, x) and result.calls == 0 and result.success.all()
             assert result.t.tolist() == [t1] * len(x) and int(result.nfe.sum() + result.steps.sum()) == 0
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize("t0, t1", [(0.0, 1.0), (0.0, -1.0), (1.0, 0.0)])
+def test_accepted_steps_that_lead_nowhere_are_given_up_after_a_hundred(name, t0, t1):
+    """x = sin(10²¹ t) asks for steps of 10⁻²¹, which at t = 0 are accepted and at t = 1 are none at all."""
+    result = solve_ode(
+        lambda x, t: 1e21 * torch.cos(1e21 * t)[:, None] + 0 * x, X[:1], t0, t1, solver=f"{name}(on_failure='return')"
+    )
+    assert result.status.tolist() == [Status.STEP_TOO_SMALL] and abs(float(result.t) - t0) < 1e-12
+    assert int(result.steps) <= 100 and int(result.nfe) < 1000
