@@ -46,9 +46,6 @@ def sections(facts: dict[str, Any]) -> dict[str, Any]:
     corrector = facts["corrector"]
     if corrector != "none":
         corrector = f"{corrector}(snr={facts['snr']!r}, n_steps={facts['n_steps']})"
-    predictor = facts["predictor"]
-    if predictor != "none":
-        predictor = f"{predictor}(chain={n})"
     return {
         "seed": facts["seed"],
         "sde": f"{facts['sde']}({first}={facts[first]!r}, {last}={facts[last]!r})",
@@ -74,14 +71,13 @@ def sections(facts: dict[str, Any]) -> dict[str, Any]:
             "published_warmup": facts["warmup"] > 0,
         },
         "sampling": {
-            "method": "pc",
-            "predictor": predictor,
+            "method": "published",
+            "predictor": facts["predictor"],
             "corrector": corrector,
             "steps": n,
-            "times": "published",
             "t_min": 1e-5 if ve else 1e-3,
             # Corrector-only samplers never removed their last noise, although asked to: the posterior mean does.
-            "denoise": "tweedie" if predictor == "none" else "mean",
+            "denoise": "tweedie" if facts["predictor"] == "none" else "mean",
         },
         "evaluation": {"num_samples": facts["num_samples"]},
     }

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import numbers
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +122,73 @@ def default_config() -> ConfigDict:
     return config
 
 
+def _at_least(low: float) -> tuple[str, Callable[[float], bool]]:
+    return f"at least {low} and at most 10**12", lambda value: low <= value <= 10**12
+
+
+def _above(low: float) -> tuple[str, Callable[[float], bool]]:
+    return f"above {low}", lambda value: value > low
+
+
+# The values that each number may have, in words and as a test. (Those of components are the components' own.)
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "seed": ("at least 0 and below 2**63", lambda value: 0 <= value < 2**63),
+    "model.ema_rate": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+    "data.image_size": _at_least(1),
+    "data.channels": _at_least(1),
+    "data.holdout": ("above 0 and below 1", lambda value: 0 < value < 1),
+    "data.workers": _at_least(0),
+    "training.batch_size": _at_least(1),
+    "training.n_iters": _at_least(1),
+    "training.max_seconds": _above(0),
+    "training.micro_batches": _at_least(1),
+    "training.max_skips": _at_least(1),
+    "training.log_freq": _at_least(1),
+    "training.eval_freq": _at_least(0),
+    "training.eval_samples": _at_least(1),
+    "training.snapshot_freq": _at_least(0),
+    "training.snapshot_samples": _at_least(1),
+    "training.checkpoint_freq": _at_least(0),
+    "training.keep_checkpoints": _at_least(1),
+    "optim.lr": _above(0),
+    "optim.beta1": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+    "optim.beta2": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+    "optim.eps": _above(0),
+    "optim.weight_decay": _at_least(0),
+    "optim.warmup": _at_least(0),
+    "optim.grad_clip": ("above 0, or negative for no clipping", lambda value: value != 0),
+    "sampling.steps": _at_least(1),
+    "sampling.t_min": _at_least(0),
+    "sampling.batch_size": _at_least(1),
+    "likelihood.t_min": _at_least(0),
+    "likelihood.batch_size": _at_least(1),
+    "evaluation.num_samples": _at_least(1),
+}
+TEXTS = ("plugins", "evaluation.metrics")
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", tuple: "a tuple of texts"}
+
+
+def _checked(key: str, value: Any, kind: type) -> Any:
+    """`value` for a key such as `training.batch_size`, as a `kind`; `ValueError` where it is none or out of range."""
+    fits = {
+        bool: isinstance(value, bool),
+        int: isinstance(value, numbers.Integral) and not isinstance(value, bool),
+        float: isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value),
+        tuple: isinstance(value, (tuple, list)) and (key not in TEXTS or all(isinstance(item, str) for item in value)),
+        type(None): True,  # a key of one's own that was left open
+    }.get(kind, isinstance(value, kind))
+    words, test = RANGES.get(key, ("", lambda value: True))
+    if not fits or not test(value):
+        wanted = f"{_KINDS.get(kind, kind.__name__)}{words and ', '}{words}"
+        raise ValueError(f"config.{key}={_shown(value)} cannot be: it must be {wanted}.")
+    return kind(value) if kind in _KINDS else value
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) < 60 else f"{shown[:57]}..."
+
+
 def make_config(**sections: Any) -> ConfigDict:
     """The defaults with some keys changed: `make_config(sde="ve", model={"name": "mlp"})`. Unknown keys are errors with
     the nearest known one.
@@ -129,7 +199,7 @@ def make_config(**sections: Any) -> ConfigDict:
 
 
 def merge(config: ConfigDict, changes: dict[str, Any], path: str = "config") -> None:
-    """Set keys that exist; `ValueError` names one that does not."""
+    """Set keys that exist; `ValueError` names one that does not, or a value that cannot be."""
     for key, value in changes.items():
         if key not in config:
             from sde_score.registry import suggest
@@ -139,11 +209,13 @@ def merge(config: ConfigDict, changes: dict[str, Any], path: str = "config") -> 
             if not isinstance(config[key], ConfigDict):
                 raise ValueError(f"{path}.{key} is one value, such as {config[key]!r}, not a section; got {value!r}.")
             merge(config[key], value, f"{path}.{key}")
+        elif isinstance(config[key], ConfigDict):
+            raise ValueError(f"{path}.{key} is a section, {{key: value}}; got {_shown(value)}.")
         elif value is None:  # back to the component's own default
             with config.ignore_type():
                 config[key] = None
         else:
-            config[key] = tuple(value) if isinstance(value, list) else value
+            config[key] = _checked(f"{path}.{key}".removeprefix("config."), value, config.get_type(key))
 
 
 def to_json(config: ConfigDict) -> str:
@@ -151,47 +223,62 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2)
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str, origin: str = "") -> ConfigDict:
     """A configuration written by `to_json`, in the shape of the defaults (tuples, open placeholders); keys of one's own
     are kept.
+
+    Raises `ValueError`, beginning with `origin`, for what is no configuration and for values that cannot be.
     """
     config = default_config()
 
-    def fill(section: ConfigDict, values: dict[str, Any]) -> None:
+    def fill(section: ConfigDict, values: dict[str, Any], path: str) -> None:
         for key, value in values.items():
             if isinstance(value, dict):
                 if key not in section:
                     section[key] = ConfigDict()
-                fill(section[key], value)
-            elif value is not None or key not in section:
+                if not isinstance(section[key], ConfigDict):
+                    raise ValueError(f"config.{path}{key} is one value, such as {section[key]!r}, not a section.")
+                fill(section[key], value, f"{path}{key}.")
+            elif key not in section:
                 section[key] = tuple(value) if isinstance(value, list) else value
+            elif isinstance(section[key], ConfigDict):
+                raise ValueError(f"config.{path}{key} is a section, {{key: value}}; got {_shown(value)}.")
+            elif value is not None:
+                section[key] = _checked(f"{path}{key}", value, section.get_type(key))
 
-    fill(config, json.loads(text))
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"a configuration is an object of sections; got {_shown(values)}.")
+        fill(config, values, "")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{origin}: {error}" if origin else str(error)) from error
     return config
 
 
 def read_run(workdir: str | Path) -> ConfigDict:
-    """The configuration of a run directory. Raises `FileNotFoundError` where there is none."""
+    """The configuration of a run directory. Raises `FileNotFoundError` where there is none, `ValueError` for a value in
+    it that cannot be.
+    """
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{workdir} is not a run directory (it has no config.json). Train first: sde-score train --config=digits "
             f"--workdir={workdir}"
         )
-    text = path.read_text()
     if not is_run(workdir):
         raise ValueError(
             f"{path} is not the configuration of a run of ours, or it is damaged; choose another --workdir, or restore "
             "that file."
         )
-    return from_json(text)
+    return from_json(path.read_text(encoding="utf-8"), str(path))
 
 
 def is_run(workdir: str | Path) -> bool:
     """Does the directory hold a configuration of ours, whole?"""
     try:
-        values = json.loads((Path(workdir) / "config.json").read_text())
-    except (OSError, ValueError):
+        values = json.loads((Path(workdir) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and {"sde", "model", "data", "training"} <= values.keys()
 
@@ -214,6 +301,13 @@ def identity(key: str) -> bool:
     if key in NOT_IDENTITY:
         return False
     return section in (*IDENTITY, "optim") or (section == "training" and rest in TRAINING_IDENTITY)
+
+
+def with_plugins(plugins: Iterable[str], given: Iterable[str]) -> tuple[str, ...]:
+    """`plugins` and those `given`, as absolute paths; one that has moved takes the place of its former self."""
+    given = tuple(str(Path(p).resolve()) if str(p).endswith(".py") else p for p in given)
+    names = {Path(p).name for p in given}
+    return (*(p for p in plugins if Path(p).name not in names), *given)
 
 
 def config_path(name: str) -> Path:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sde_score.protocols import NoiseFn, ScoreFn
 from sde_score.registry import Registry
-from sde_score.sdes.base import SDE
+from sde_score.score import Score, as_score, check_answer
+from sde_score.sdes.base import SDE, require_sde
 from sde_score.solvers import SOLVERS, Solver, solve_ode
 from sde_score.tensors import require_finite
 
@@ -35,6 +36,11 @@ class Trace(ABC):
     @abstractmethod
     def __call__(self, drift: Tensor, x: Tensor, probes: Tensor, *, create_graph: bool) -> Tensor:
         """Estimates of the divergence, `(B, K)`, one column for each quantity to integrate."""
+
+    def std_error(self, integrals: Tensor) -> Tensor | None:
+        """Standard error of the mean of K independent integrals `(B, K)` over the probes, `std/√K`; None for one."""
+        count = integrals.shape[1]
+        return integrals.std(1) / count**0.5 if count > 1 else None
 
 
 def _vjps(drift: Tensor, x: Tensor, vectors: Tensor, *, create_graph: bool) -> Tensor:
@@ -74,6 +80,9 @@ class ExactTrace(Trace):
             )
             total = total + columns.gather(2, axes[:, None, None].expand(-1, batch, 1)).sum((0, 2))
         return total[:, None]
+
+    def std_error(self, integrals: Tensor) -> Tensor:
+        return torch.zeros_like(integrals[:, 0])
 
 
 @TRACES.register("hutchinson")
@@ -174,7 +183,37 @@ def log_likelihood(
         ODEError: when a sample cannot be solved.
     """
     solver, estimator = SOLVERS.build(solver), TRACES.build(trace)
-    t_min = sde.t_min if t_min is None else float(t_min)
+    t_min = _check_door(sde, x, t_min)
+    score = as_score(score_fn, sde)
+    if differentiable is None:
+        differentiable = x.requires_grad and torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
+        if not differentiable:
+            # tensors made under inference mode cannot enter a graph: take copies
+            x, probes = x.detach().clone(), None if probes is None else probes.detach().clone()
+        vectors = _as_probes(probes, x) if probes is not None else estimator.draw(x.detach(), noise)
+        flow = _JointFlow(sde, score, estimator, vectors, x.shape, differentiable)
+        result = solve_ode(flow, flow.start(x), t_min, sde.T, solver=solver, callback=callback)
+        z, integrals = flow.split(result.x)
+        prior, divergence = sde.prior_logp(z), integrals.mean(1)
+        logp = torch.where(result.success, prior + divergence, torch.nan)
+    return LikelihoodResult(
+        logp=logp,
+        z=z,
+        prior_logp=prior,
+        divergence=divergence,
+        trace_std_error=estimator.std_error(integrals),
+        nfe=result.nfe,
+        steps=result.steps,
+        calls=result.calls,
+        status=result.status,
+        t_min=t_min,
+    )
+
+
+def _check_door(sde: SDE, x: Tensor, t_min: float | None) -> float:
+    """Refuse what has no density here; returns t_min."""
+    t_min = require_sde(sde).t_min if t_min is None else float(t_min)
     if not 0 <= t_min < sde.T:
         raise ValueError(f"t_min must lie in [0, T) = [0, {sde.T:g}); got {t_min}.")
     if x.ndim < 2:
@@ -184,57 +223,43 @@ def log_likelihood(
     if not x.is_floating_point():
         raise TypeError(f"x holds {x.dtype}. Dequantise and scale the data first; a density is one of real numbers.")
     require_finite(x.detach(), "The data")
-    if differentiable is None:
-        differentiable = x.requires_grad and torch.is_grad_enabled()
-
-    if differentiable:
-        return _solve(sde, score_fn, x, solver, estimator, t_min, noise, probes, True, callback)
-    with torch.inference_mode(False), torch.no_grad():
-        # tensors made under inference mode cannot enter a graph: take copies
-        inner = x.detach().clone()
-        given = None if probes is None else probes.detach().clone()
-        return _solve(sde, score_fn, inner, solver, estimator, t_min, noise, given, False, callback)
+    return t_min
 
 
-def _solve(sde, score_fn, x, solver, estimator, t_min, noise, probes, differentiable, callback) -> LikelihoodResult:
-    batch, dim = len(x), x[0].numel()
-    vectors = _as_probes(probes, x) if probes is not None else estimator.draw(x.detach(), noise)
-    count = len(vectors)
-    checked = False
+class _JointFlow:
+    """The right-hand side of the joint ODE of state and log density, on flat states `(B, D + K)`."""
 
-    def drift_and_divergence(state: Tensor, t: Tensor) -> Tensor:
-        nonlocal checked
+    def __init__(
+        self, sde: SDE, score: Score, trace: Trace, probes: Tensor, shape: torch.Size, differentiable: bool
+    ) -> None:
+        self.sde, self.score, self.trace, self.probes = sde, score, trace, probes
+        self.shape, self.dim, self.differentiable = shape, math.prod(shape[1:]), differentiable
+        self.checked = False
+
+    def start(self, x: Tensor) -> Tensor:
+        """The data, and integrals of zero."""
+        return torch.cat([x.reshape(len(x), self.dim), x.new_zeros(len(x), len(self.probes))], dim=1)
+
+    def split(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """State `(B, *)` and integrals `(B, K)`."""
+        return state[:, : self.dim].reshape(self.shape), state[:, self.dim :]
+
+    def _score_with_graph(self, x: Tensor, t: Tensor) -> Tensor:
+        score = self.score(x, t)
+        if not self.checked:
+            check_answer(score, x)
+            _check_graph(score)
+            self.checked = True
+        return score
+
+    def __call__(self, state: Tensor, t: Tensor) -> Tensor:
         with torch.enable_grad():
-            y = state[:, :dim].reshape(x.shape)
-            y = y if differentiable and y.requires_grad else y.detach().requires_grad_(True)
-
-            def score_with_graph(y: Tensor, t: Tensor) -> Tensor:
-                nonlocal checked
-                score = score_fn(y, t)
-                if not checked:
-                    _check_score(score, y)
-                    checked = True
-                return score
-
-            drift = sde.reverse(score_with_graph, eta=0.0).drift(y, t)
-            divergence = estimator(drift, y, vectors, create_graph=differentiable)
-        joint = torch.cat([drift.reshape(batch, dim), divergence.to(drift.dtype)], dim=1)
-        return joint if differentiable else joint.detach()
-
-    start = torch.cat([x.reshape(batch, dim), x.new_zeros(batch, count)], dim=1)
-    result = solve_ode(drift_and_divergence, start, t_min, sde.T, solver=solver, callback=callback)
-
-    z, integrals = result.x[:, :dim].reshape(x.shape), result.x[:, dim:]
-    prior = sde.prior_logp(z)
-    divergence = integrals.mean(1)
-    if isinstance(estimator, ExactTrace):
-        error = torch.zeros_like(divergence)
-    else:
-        error = integrals.std(1) / count**0.5 if count > 1 else None
-    logp = torch.where(result.success, prior + divergence, torch.nan)
-    return LikelihoodResult(
-        logp, z, prior, divergence, error, result.nfe, result.steps, result.calls, result.status, t_min
-    )
+            x = self.split(state)[0]
+            x = x if self.differentiable and x.requires_grad else x.detach().requires_grad_(True)
+            drift = self.sde.reverse(self._score_with_graph, eta=0.0).drift(x, t)
+            divergence = self.trace(drift, x, self.probes, create_graph=self.differentiable)
+        joint = torch.cat([drift.reshape(len(state), self.dim), divergence.to(drift.dtype)], dim=1)
+        return joint if self.differentiable else joint.detach()
 
 
 def _as_probes(probes: Tensor, x: Tensor) -> Tensor:
@@ -248,12 +273,7 @@ def _as_probes(probes: Tensor, x: Tensor) -> Tensor:
     return probes.to(device=x.device, dtype=x.dtype)
 
 
-def _check_score(score: Tensor, x: Tensor) -> None:
-    if score.shape != x.shape:
-        raise ValueError(
-            f"The score function returned shape {tuple(score.shape)} for x of shape {tuple(x.shape)}; they must be "
-            "equal."
-        )
+def _check_graph(score: Tensor) -> None:
     if not score.requires_grad:
         raise ValueError(
             "The score function returned a tensor without a graph, so its divergence would silently be taken as zero. "
@@ -310,12 +330,6 @@ def bits_per_dim(
     if levels < 2 or dim < 1:
         raise ValueError(f"levels must be at least 2 and dim at least 1; got levels={levels}, dim={dim}.")
     return -(logp + log_det - dim * math.log(levels)) / (dim * math.log(2))
-
-
-def published_offset(inverse_scaler) -> float:
-    """The constant added to `−log p/(D ln 2)` by the published code, `7 − inverse_scaler(−1)`: right for 8 bits and
-    its two scalers only."""
-    return 7.0 - float(inverse_scaler(-1.0))
 
 
 @dataclass(frozen=True)

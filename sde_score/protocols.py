@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -15,5 +16,6 @@ NoiseFn = Callable[[Tensor], Tensor]
 Transform = Callable[[ScoreFn], ScoreFn]
 """Guidance: takes a score function and returns another with the same signature, so that transforms stack."""
 
-Constraint = Callable[[Tensor, Tensor, NoiseFn], Tensor]
-"""`(x, t, noise) -> x`: applied by a sampler after each update."""
+Constraint = Callable[[Tensor, Any], Tensor]
+"""`(x, moment) -> x`: applied by a sampler to its state after each update, and once more to the result; see
+`sde_score.sampling.Moment` for what it may ask."""

@@ -156,7 +156,7 @@ def network_arguments(facts: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         keys = ("channels", "nf", "num_scales", "centered")
         arguments = {key: facts[key] for key in keys} | {"activation": facts["nonlinearity"], "num_classes": None}
         if model != "ncsn":
-            arguments |= {"sigma_max": facts["sigma_max"], "sigma_min": facts["sigma_min"]}
+            arguments |= {key: facts[key] for key in ("sigma_max", "sigma_min", "spacing") if key in facts}
         return model, arguments
     keys = UNET_KEYS + (DDPM_KEYS if model == "ddpm" else NCSNPP_KEYS)
     return model, {key: facts[key] for key in keys if key in facts} | {"num_classes": None}

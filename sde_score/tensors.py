@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,26 +22,31 @@ def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
 
 
+def rows(x: Tensor) -> Tensor:
+    """Each sample as one row: `(B, *) -> (B, D)`, also for an empty batch."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
 def sum_except_batch(x: Tensor) -> Tensor:
     """Sum over everything but the first axis: `(B, *) -> (B,)`."""
-    return x.reshape(x.shape[0], -1).sum(1)
+    return rows(x).sum(1)
 
 
 def mean_except_batch(x: Tensor) -> Tensor:
     """Mean over everything but the first axis: `(B, *) -> (B,)`."""
-    return x.reshape(x.shape[0], -1).mean(1)
+    return rows(x).mean(1)
 
 
 def norm_except_batch(x: Tensor) -> Tensor:
     """Euclidean norm of each sample: `(B, *) -> (B,)`."""
-    return torch.linalg.vector_norm(x.reshape(x.shape[0], -1), dim=1)
+    return torch.linalg.vector_norm(rows(x), dim=1)
 
 
 def require_finite(x: Tensor, what: str) -> None:
     """Raise `FloatingPointError` naming the first sample of `x` that holds a NaN or an infinity. `what` says what was
     computed, where.
     """
-    bad = ~torch.isfinite(x.reshape(x.shape[0], -1)).all(1)
+    bad = ~torch.isfinite(rows(x)).all(1)
     if bad.any():
         index = int(bad.nonzero()[0, 0])
         raise FloatingPointError(

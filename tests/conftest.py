@@ -27,6 +27,14 @@ def shared_data_dir() -> Path:
     return _folder("data")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _trusted_plugins_of_the_tests(tmp_path_factory):
+    """What the tests train with is not trusted afterwards by whoever ran them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDE_SCORE_TRUSTED", str(tmp_path_factory.mktemp("trusted")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)

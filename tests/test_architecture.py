@@ -12,14 +12,16 @@ ROWS = [
     {"run"},
     {"training", "data", "metrics", "visual"},
     {"sampling", "likelihood", "guidance", "objectives", "models"},
+    {"score"},
     {"sdes", "solvers"},
     {"tensors"},
-    {"registry", "protocols"},
+    {"registry", "protocols", "files"},
 ]
 LEVEL = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 # no torch at import, no algorithms: anyone above the bottom row may read them
 FACTS = {"config", "_torchvision", "published", "__init__"}
 HEAVY = {"scipy", "torchsde", "matplotlib", "torchvision", "tensorboard", "PIL", "torchmetrics", "safetensors", "tqdm"}
+HEAVY |= {"torch_fidelity", "prdc", "sklearn"}
 FILES = sorted((ROOT / "sde_score").rglob("*.py"))
 
 
@@ -34,13 +36,14 @@ def imports(path: Path, *, top_level: bool = False):
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_rows(path):
     here = room(path)
+    assert not [n for n in imports(path) if n.startswith(".")], f"{path.name}: a relative import hides its row"
     if here in FACTS:
         return
     for name in imports(path):

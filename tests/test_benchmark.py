@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sde_score.models.ema import EMA
-from sde_score.models.ncsnpp import NCSNpp
-from sde_score.models.official.unet_names import load_original, unet_arguments
+from sde_score.models.official.architecture import build_network, network_facts
+from sde_score.models.official.names import load_original
 from sde_score.models.resample import DownsampleConv, UpsampleConv
 from sde_score.sampling.predictors import ReverseDiffusion
 from sde_score.sdes import SDES
@@ -62,7 +62,7 @@ def close(a, b):
 )
 def test_recorded_networks(golden_dir, name):
     z, meta, config = load_golden(golden_dir / f"{name}.npz")
-    network = NCSNpp(**unet_arguments(config)[1]).eval()
+    network = build_network(network_facts(config)).eval()
     load_original(network, {key: z[f"sd/{key}"] for key in meta["order"]})
     x = z["x"].requires_grad_()
     out = baseline.plain_network(network)(x, z["cond"])

@@ -48,10 +48,29 @@ def test_a_run_is_never_overwritten_and_the_configuration_is_asked_for(golden_di
     _, workdir = imported
     with pytest.raises(ValueError, match="holds a run already"):
         import_official(golden_dir / "checkpoint_ncsnpp_small.pth", workdir)
+    given = dict(nonlinearity="swish", centered=False, scale_by_sigma=True, skip_rescale=True, fir_kernel=(1, 3, 3, 1))
     with pytest.raises(OfficialCheckpointError, match="Say which it is"):
-        import_official(
-            golden_dir / "checkpoint_ncsnpp_small.pth", tmp_path / "other", centered=False, scale_by_sigma=True
-        )
+        import_official(golden_dir / "checkpoint_ncsnpp_small.pth", tmp_path / "other", **given)
+
+
+def test_a_configuration_of_ours_says_what_the_tensors_do_not_show(golden_dir, tmp_path):
+    """No option is needed; what the configuration leaves to its network's defaults counts as said."""
+    source, recorded = golden_dir / "checkpoint_ncsnpp_small.pth", np.load(golden_dir / "checkpoint_ncsnpp_small.npz")
+    x, sigma = torch.from_numpy(recorded["x"]), torch.from_numpy(recorded["cond"])
+    outputs = {}
+    for name in ("ncsnpp(nf=8)", "ncsnpp(nf=8, nonlinearity='elu')"):
+        config = load_config("published:ve/cifar10_ncsnpp_continuous")
+        config.model.name, config.data.image_size = name, 8
+        run = import_official(source, tmp_path / name, config)
+        assert run.info.shape == (3, 8, 8) and run.config.data.centered is False
+        with torch.no_grad():
+            outputs[name] = run.model.network(x, sigma)
+    reference = torch.from_numpy(recorded["out_ema"])
+    assert (outputs["ncsnpp(nf=8)"] - reference).abs().max() < 1e-5 * max(1, float(reference.abs().max()))
+    assert (outputs["ncsnpp(nf=8, nonlinearity='elu')"] - reference).abs().max() > 1e-2
+    config.model.name = "ncsnpp(fir=False)"
+    with pytest.raises(OfficialCheckpointError, match="fir=False was given, but"):
+        import_official(source, tmp_path / "other", config)
 
 
 def test_export_gives_the_file_back(golden_dir, imported, tmp_path):

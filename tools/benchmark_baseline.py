@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_score.models.layers import AttentionBlock, Dropout, GroupNorm, ImageConv, ResidualBlock
+from sde_score.models.blocks import AttentionBlock, ResidualBlock
+from sde_score.models.layers import Dropout, GroupNorm, ImageConv
 from sde_score.models.noise_level import NoiseConditioning
 from sde_score.models.resample import Downsample, DownsampleConv, Upsample, UpsampleConv
 

@@ -117,7 +117,7 @@ def parse(
                 "--config.sampling.predictor=ancestral_sampling"
             )
         raise SystemExit(0)
-    chosen = None
+    chosen, given = None, argv
     if config:
         chosen, argv = _config_of(argv)
     try:
@@ -128,6 +128,9 @@ def parse(
         rest = values(["sde-score", *argv])[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(" ".join(str(error.args[0] if error.args else error).split())) from error
+    if chosen is not None and (_take(given, "config")[0] or _take(given, "config.plugins")[0]):
+        # a configuration of the line's own names its plug-ins, one read from a run directory does not
+        values.plugin = [*values.config.plugins, *values.plugin]
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
     return values
@@ -137,10 +140,10 @@ def chosen_config(values: flags.FlagValues) -> ConfigDict | None:
     """The configuration after all flags, or None if the line names none and no run is there."""
     if "config" not in values or values.config is None:
         return None
+    from sde_score.config import with_plugins
+
     config = values.config
-    given = [str(Path(p).resolve()) if p.endswith(".py") else p for p in values.plugin]
-    names = {Path(p).name for p in given}  # a plug-in that has moved takes the place of its former self
-    config.plugins = (*(p for p in config.plugins if Path(p).name not in names), *given)
+    config.plugins = with_plugins(config.plugins, values.plugin)
     return config
 
 
@@ -150,7 +153,8 @@ def need_run(values: flags.FlagValues) -> Run:
 
     if values.workdir is None:
         raise UsageError("--workdir=DIR is missing: the directory of a trained run")
-    return load(values.workdir, chosen_config(values), checkpoint=values.checkpoint, ema=values.ema)
+    config = chosen_config(values)
+    return load(values.workdir, config, checkpoint=values.checkpoint, ema=values.ema, plugins=values.plugin)
 
 
 def run_flags(values: flags.FlagValues) -> None:

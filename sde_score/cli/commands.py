@@ -31,7 +31,7 @@ def train(argv: list[str]) -> None:
     from sde_score.run.report import write_run_report
     from sde_score.training import distributed
 
-    run, result = run_train(config, values.workdir, overwrite=values.overwrite)
+    run, result = run_train(config, values.workdir, overwrite=values.overwrite, plugins=values.plugin)
     if not distributed.launched_as_main():
         return
     report = write_run_report(run)
@@ -228,7 +228,7 @@ def export_checkpoint(argv: list[str]) -> None:
         raise UsageError("write --workdir=DIR --to=FILE.pth")
     from sde_score.run.import_official import export_official
 
-    export_official(values.workdir, values.to)
+    export_official(values.workdir, values.to, plugins=values.plugin)
     finish(values, {"file": values.to}, [values.to])
 
 
@@ -237,10 +237,10 @@ def list_components(argv: list[str]) -> None:
     """List registered components with their arguments and first line of documentation: sde-score list [KIND]."""
     kinds = [a for a in argv if not a.startswith("-")]
     values = parse("list", [a for a in argv if a.startswith("-")], lambda values: None, config=False)
-    from sde_score.run.build import import_plugins
     from sde_score.run.components import components
+    from sde_score.run.plugins import import_plugins
 
-    import_plugins(tuple(values.plugin))
+    import_plugins(values.plugin)
     found = components()
     from sde_score.registry import suggest
 

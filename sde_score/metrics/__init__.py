@@ -5,17 +5,23 @@
 >>> compare(extract("pixels", fake), extract("pixels", real), metrics=("fd", "kid", "prdc"))  # doctest: +SKIP
 """
 
-from .base import FEATURES, METRICS, FeatureSet, Metric, MetricResult, as_features, compare, extract
-from .baselines import CategoricalMixture, IndependentPixels, Uniform, bits_per_dim, likelihood_baselines
-from .classifier import SmallClassifier
-from .copies import CopyRate, nearest_distance
-from .features import Inception, Pixels, RandomConv
-from .frechet import FrechetDistance, GaussianStats, frechet_distance
-from .inception_score import Classes, InceptionScore, inception_score
-from .kid import KernelDistance, polynomial_kernel
-from .mmd import MMD, RBF, unbiased_mmd2
-from .precision_recall import PRDC, PrecisionRecall, prdc
-from .sliced_wasserstein import SlicedWasserstein, sliced_wasserstein, wasserstein_1d
+from sde_score.metrics.base import FEATURES, METRICS, FeatureSet, Metric, MetricResult, as_features, compare, extract
+from sde_score.metrics.baselines import (
+    CategoricalMixture,
+    IndependentPixels,
+    Uniform,
+    bits_per_dim,
+    likelihood_baselines,
+)
+from sde_score.metrics.classifier import SmallClassifier
+from sde_score.metrics.copies import CopyRate, nearest_distance
+from sde_score.metrics.features import Inception, Pixels, RandomConv
+from sde_score.metrics.frechet import FrechetDistance, GaussianStats, frechet_distance
+from sde_score.metrics.inception_score import Classes, InceptionScore, inception_score
+from sde_score.metrics.kid import KernelDistance, polynomial_kernel
+from sde_score.metrics.mmd import MMD, RBF, unbiased_mmd2
+from sde_score.metrics.precision_recall import PRDC, PrecisionRecall, prdc
+from sde_score.metrics.sliced_wasserstein import SlicedWasserstein, sliced_wasserstein, wasserstein_1d
 
 __all__ = [
     "FEATURES",

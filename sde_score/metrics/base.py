@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -33,12 +33,16 @@ class MetricResult:
     Args:
         name: what was measured, e.g. ``"fd"``.
         value: the number; NaN only together with ``error``.
-        stderr: its standard error, ``None`` when it has none.
+        stderr: its standard error; ``None`` when it has none or when there are too few samples to tell. How it is
+            obtained stands in the docstring of each metric.
         better: ``"lower"``, ``"higher"`` or ``None``.
         n: number of generated samples that went in.
         provenance: numbers of samples, feature and its fingerprint, settings, seeds.
         details: further numbers, such as values per class.
         error: why there is no value.
+
+    Raises:
+        ValueError: a value, standard error or detail that is not finite, without an ``error``.
     """
 
     name: str
@@ -51,8 +55,15 @@ class MetricResult:
     error: str | None = None
 
     def __post_init__(self) -> None:
-        if self.error is None and not math.isfinite(self.value):
-            raise ValueError(f"{self.name} came out as {self.value}. Inspect the features: {self.provenance}")
+        if self.error is not None:
+            return
+        numbers = {"the value": self.value, "the standard error": self.stderr, **self.details}
+        for what, number in numbers.items():
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(
+                    f"{self.name} came out as {number} ({what}). Features whose powers overflow do this: divide them "
+                    f"by their deviation. They are: {self.provenance.get('feature', 'given')}, n = {self.n}."
+                )
 
     @property
     def label(self) -> str:
@@ -106,16 +117,17 @@ class FeatureSet:
 
 
 def as_features(x: FeatureSet | Tensor, *, least: int = 2) -> FeatureSet:
-    """Check features ``(N, d)`` at the door: rank, number and finiteness.
+    """Check features ``(N, d)`` at the door: rank, number and finiteness. They come out in float64 on the CPU.
 
     Raises:
-        ValueError: fewer than ``least`` rows, a wrong rank, or a row that is not finite (it is named).
+        ValueError: fewer than ``least`` rows, no column, a wrong rank, or a row that is not finite (it is named).
     """
     features = x if isinstance(x, FeatureSet) else FeatureSet(torch.as_tensor(x))
-    values = features.x
-    if values.ndim != 2:
+    values = torch.as_tensor(features.x)
+    if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(
-            f"Features must be (N, d), got {tuple(values.shape)}. Pass images through extract('pixels', images) first."
+            f"Features must be (N, d) with d > 0, got {tuple(values.shape)}. Pass images through "
+            "extract('pixels', images) first."
         )
     if values.shape[0] < least:
         raise ValueError(f"This metric needs at least {least} samples, got {values.shape[0]}.")
@@ -129,18 +141,21 @@ def as_features(x: FeatureSet | Tensor, *, least: int = 2) -> FeatureSet:
     return replace(features, x=values)
 
 
+def require_same_map(a: tuple[str, str, int], b: tuple[str, str, int]) -> None:
+    """Refuse to compare features of different maps; each side is (name, fingerprint, width)."""
+    if a[2] != b[2]:
+        raise ValueError(f"Features differ in width: {a[2]} against {b[2]}. Use one feature map for both.")
+    if a != b and "given" not in (a[0], b[0]):
+        raise ValueError(
+            f"Features come from different maps: {a[0]} {a[1]} against {b[0]} {b[1]}. Extract both sets with the same "
+            "object."
+        )
+
+
 def as_pair(a: FeatureSet | Tensor, b: FeatureSet | Tensor, *, least: int = 2) -> tuple[FeatureSet, FeatureSet]:
     """Two feature sets that can be compared: the same map, the same weights, the same width."""
     a, b = as_features(a, least=least), as_features(b, least=least)
-    if a.x.shape[1] != b.x.shape[1]:
-        raise ValueError(
-            f"Features differ in width: {a.x.shape[1]} against {b.x.shape[1]}. Use one feature map for both."
-        )
-    if (a.feature, a.fingerprint) != (b.feature, b.fingerprint) and "given" not in (a.feature, b.feature):
-        raise ValueError(
-            f"Features come from different maps: {a.feature} {a.fingerprint} against {b.feature} {b.fingerprint}. "
-            "Extract both sets with the same object."
-        )
+    require_same_map((a.feature, a.fingerprint, a.x.shape[1]), (b.feature, b.fingerprint, b.x.shape[1]))
     return a, b
 
 
@@ -156,7 +171,7 @@ def data_hash(x: Tensor) -> str:
     """First twelve hexadecimal digits of the SHA-256 of type, shape and bytes."""
     x = x.detach().cpu().contiguous()
     head = f"{x.dtype} {tuple(x.shape)}".encode()
-    return hashlib.sha256(head + x.numpy().tobytes()).hexdigest()[:12]
+    return hashlib.sha256(head + x.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()[:12]
 
 
 def module_hash(module: nn.Module) -> str:
@@ -187,6 +202,9 @@ def extract(
         batch_size: images per call; the result does not depend on it for a network in evaluation mode.
         source: where the images come from, kept in the result.
         device: where to compute; default: where the images are.
+
+    Raises:
+        ValueError: no image, or a map that does not return one row for each image.
     """
     function = FEATURES.build(feature) if isinstance(feature, str) else feature
     images = torch.as_tensor(images)
@@ -202,6 +220,11 @@ def extract(
             if isinstance(out, tuple):
                 out, p = out
                 probabilities.append(p.cpu().double())
+            if out.ndim < 2 or len(out) != len(chunk):
+                raise ValueError(
+                    f"The feature map made {tuple(out.shape)} of {len(chunk)} images; it must return one row for each "
+                    f"image: ({len(chunk)}, d)."
+                )
             rows.append(out.flatten(1).cpu().double())
     finally:
         if training:
@@ -272,8 +295,14 @@ def compare(
     metrics: Iterable[str | Metric] = ("fd", "kid", "prdc"),
     on_error: str = "record",
 ) -> list[MetricResult]:
-    """Several metrics at once. With ``on_error="record"`` a failure becomes a result with its reason, so that a metric
-    never ends a training run; with ``"raise"`` it is raised."""
+    """Several metrics at once.
+
+    Args:
+        fake, real, train: features of the generated, the held-out and the training samples.
+        metrics: component specs or objects.
+        on_error: ``"record"`` makes a failure a result with its reason, so that a metric never ends a training run;
+            ``"raise"`` raises it. An unknown name or setting is raised always.
+    """
     if on_error not in ("record", "raise"):
         raise ValueError(f"on_error is {on_error!r}; write 'record' or 'raise'.")
     results: list[MetricResult] = []
@@ -281,28 +310,21 @@ def compare(
         metric = METRICS.build(spec)
         try:
             results += metric(fake, real, train)
-        except (ValueError, RuntimeError, ArithmeticError) as error:
+        except Exception as error:  # a third party's metric may raise anything
             if on_error == "raise":
                 raise
             results.append(MetricResult(metric.name, math.nan, n=len(fake), error=f"{type(error).__name__}: {error}"))
     return results
 
 
-def block_indices(n: int, blocks: int, seed: int) -> list[Tensor]:
-    """A seeded random partition of ``range(n)`` into ``blocks`` disjoint sets whose sizes differ by one at most."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return list(order.tensor_split(blocks))
-
-
-def standard_error(values: Tensor | Sequence[float]) -> float | None:
-    """Standard error of the mean of independent values; ``None`` for fewer than two."""
-    values = torch.as_tensor(values, dtype=torch.float64)
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+EXACT_DISTANCES = 2e10  # multiplications, some ten seconds
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distances, ``(N, M)``. Exact differences while they are affordable, since the expanded form
-    turns the distance 0 of equal rows into 1e-8 and so loses duplicates."""
-    exact = a.shape[0] * b.shape[0] * a.shape[1] < 2e10
-    mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
-    return torch.cdist(a, b, compute_mode=mode).square()
+    |a|^2 + |b|^2 - 2 a.b turns the distance 0 of equal rows into 1e-8 and so loses duplicates; it takes features about
+    their mean, or a large common offset would cancel every digit."""
+    if a.shape[0] * b.shape[0] * a.shape[1] < EXACT_DISTANCES:
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
+    centre = b.mean(0)
+    return torch.cdist(a - centre, b - centre, compute_mode="use_mm_for_euclid_dist").square()

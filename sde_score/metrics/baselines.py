@@ -16,16 +16,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import MetricResult, data_hash, standard_error
+from sde_score.metrics.base import MetricResult, data_hash
+from sde_score.metrics.errors import standard_error
 
 
 def _as_levels(x: Tensor, levels: int) -> Tensor:
     """``(N, D)`` int64, or an error which says what is wrong."""
     x = torch.as_tensor(x).cpu()
-    if x.dtype.is_floating_point:
-        if not torch.equal(x, x.round()):
-            raise ValueError("Baselines need integer grey levels. Multiply images in [0, 1] by levels - 1 and round.")
-    if x.ndim < 2 or x.shape[0] == 0:
+    if x.dtype.is_floating_point and not (x.isfinite() & (x == x.round())).all():
+        raise ValueError("Baselines need integer grey levels. Multiply images in [0, 1] by levels - 1 and round.")
+    if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"Baselines need images (N, *), got {tuple(x.shape)}.")
     x = x.reshape(x.shape[0], -1).long()
     low, high = int(x.min()), int(x.max())
@@ -57,8 +57,14 @@ class CategoricalMixture:
 
         p(x) = sum over k of w_k prod over d of p_kd(x_d)
 
-    With a Dirichlet prior (Laplace smoothing): ``p_kd(v) = (n_kd(v) + a) / (n_k + a L)``. EM never lowers the penalised
-    log-likelihood; ``history`` holds it.
+    With r_nk the responsibilities, n_k = sum over n of r_nk and n_kd(v) = sum over n with x_nd = v of r_nk, and a
+    Dirichlet prior (Laplace smoothing) on weights and categoricals:
+
+        E:  r_nk = w_k p_k(x_n) / p(x_n)
+        M:  w_k = (n_k + a) / (N + a K),    p_kd(v) = (n_kd(v) + a) / (n_k + a L)
+
+    Dempster, Laird & Rubin 1977, "Maximum likelihood from incomplete data via the EM algorithm". EM never lowers the
+    penalised log-likelihood, log p(data) + a (sum of log w + sum of log p_kd(v)), and ``history`` holds it.
 
     Args:
         levels: number of grey levels L.
@@ -67,6 +73,9 @@ class CategoricalMixture:
         iterations: EM steps, at most.
         tolerance: stop when a step gains less than this, in nats per sample.
         seed: of the initial responsibilities.
+
+    Raises:
+        ValueError: levels, components or smoothing without meaning; images that are no integers in 0 .. L - 1.
     """
 
     def __init__(
@@ -103,7 +112,7 @@ class CategoricalMixture:
         for _ in range(self.iterations):
             joint = self._joint(x)
             log_prob = joint.logsumexp(1)
-            penalty = self.smoothing * float(self.log_table.sum()) + self.smoothing * float(self.log_weights.sum())
+            penalty = self.smoothing * float(self.log_table.sum() + self.log_weights.sum())
             self.history.append(float(log_prob.sum()) + penalty)
             if self.components == 1:
                 break  # the first step is exact
@@ -169,7 +178,7 @@ class IndependentPixels(CategoricalMixture):
 
 
 def bits_per_dim(model: Uniform | CategoricalMixture, x: Tensor) -> Tensor:
-    """-log2 p(x) / D for each sample, ``(N,)``."""
+    """-log2 p(x) / D for each sample, ``(N,)``, with D the number of values of a sample."""
     return -model.log_prob(x) / (math.log(2) * x[0].numel())
 
 
@@ -192,7 +201,8 @@ def likelihood_baselines(
         seed: of EM.
 
     Returns:
-        one result for each model, with its standard error over the test samples.
+        one result for each model: the mean over the test samples with its standard error s / sqrt(N), which takes the
+        fitted model as given. The uniform law's is a constant and has none.
     """
     models = [Uniform(levels), IndependentPixels(levels, smoothing)]
     models += [CategoricalMixture(levels, k, smoothing, seed=seed) for k in components]

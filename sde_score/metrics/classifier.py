@@ -7,20 +7,20 @@ download.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .base import FEATURES, to_unit
+from sde_score.metrics.base import FEATURES, extract, to_unit
 
 
 @FEATURES.register("classifier")
 class SmallClassifier(nn.Module):
-    """Two convolutions (a plain network for vectors), 64 hidden features, class probabilities.
+    """Two convolutions (a plain network for vectors), one hidden layer of features, class probabilities.
 
     ``fit`` first; then the call maps ``(B, *)`` in [0, 1] to ``((B, hidden), (B, K))``. Deterministic: the weights,
     the order of the data and the result depend on ``seed`` and the data only, and the global generator stays as it is.
+    The features are standardised over the training data. ``accuracy`` on held-out images tells whether they say much.
 
     Args:
         hidden: width of the feature layer.
@@ -48,7 +48,6 @@ class SmallClassifier(nn.Module):
         self.epochs, self.max_steps, self.batch_size, self.lr = epochs, max_steps, batch_size, lr
         self.body: nn.Module | None = None
         self.head: nn.Module | None = None
-        self.accuracy: float | None = None
         self.num_classes: int | None = None
         self.register_buffer("centre", torch.tensor(0.0))
         self.register_buffer("spread", torch.tensor(1.0))
@@ -84,14 +83,14 @@ class SmallClassifier(nn.Module):
 
     def fit(self, images: Tensor, labels: Tensor, *, levels: int = 256) -> SmallClassifier:
         """Train on ``(N, *)`` images, floats in [0, 1] or integers below ``levels``, and ``(N,)`` integer labels."""
-        images, labels = to_unit(images, levels=levels).float().cpu(), torch.as_tensor(labels).long().cpu()
+        images, labels = to_unit(images, levels=levels).float().cpu(), _as_labels(labels)
         if labels.shape != images.shape[:1]:
             raise ValueError(f"labels must be ({len(images)},), one for each image, got {tuple(labels.shape)}.")
         if len(labels) == 0 or int(labels.min()) < 0:
             raise ValueError("SmallClassifier.fit needs at least one image and labels from 0 upwards.")
         if not torch.isfinite(images).all():
             raise ValueError("SmallClassifier.fit got images with NaN or infinite values.")
-        self.centre, self.spread = images.mean(), images.std().clamp(min=1e-6)
+        self.centre, self.spread = images.mean(), images.std(unbiased=False).clamp(min=1e-6)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(self.seed)
             self._build(images.shape[1:], int(labels.max()) + 1)
@@ -100,9 +99,9 @@ class SmallClassifier(nn.Module):
         with torch.no_grad():
             features = torch.cat([self._features(part) for part in images.split(1000)])
             self.feature_mean = features.mean(0)
-            self.feature_std = features.std(0, unbiased=False).clamp(min=1e-3 * float(features.std()))
-            right = self.head(features).argmax(1) == labels
-        self.accuracy = float(right.double().mean())
+            self.feature_std = features.std(0, unbiased=False)
+            typical = float(self.feature_std.square().mean().sqrt())
+            self.feature_std.clamp_(min=max(1e-3 * typical, 1e-6))  # a dead feature stays small
         return self
 
     def _train(self, images: Tensor, labels: Tensor) -> None:
@@ -139,15 +138,20 @@ class SmallClassifier(nn.Module):
     def _features(self, x: Tensor) -> Tensor:
         return self.body((x.float() - self.centre) / self.spread)
 
-    @torch.no_grad()
-    def score(self, images: Tensor, labels: Tensor, *, levels: int = 256) -> float:
-        """Share of images that are classified rightly."""
-        predicted = torch.cat([self(to_unit(part, levels=levels))[1].argmax(1).cpu() for part in images.split(1000)])
-        return float((predicted == torch.as_tensor(labels).cpu()).double().mean())
+    def accuracy(self, images: Tensor, labels: Tensor, *, levels: int = 256) -> float:
+        """Share of images whose likeliest class is their label."""
+        labels = _as_labels(labels)
+        predicted = extract(self, images, levels=levels).probabilities.argmax(1)
+        if predicted.shape != labels.shape:
+            raise ValueError(f"labels must be ({len(predicted)},), one for each image, got {tuple(labels.shape)}.")
+        return float((predicted == labels).double().mean())
 
-    def settings(self) -> dict[str, Any]:
-        """For the provenance."""
-        return {"hidden": self.hidden, "width": self.width, "seed": self.seed, "train_accuracy": self.accuracy}
+
+def _as_labels(labels: Tensor) -> Tensor:
+    labels = torch.as_tensor(labels).cpu()
+    if labels.dtype.is_floating_point or labels.dtype.is_complex:
+        raise ValueError(f"labels must be integers, got {labels.dtype}. Write labels.long() if they are whole numbers.")
+    return labels.long()
 
 
 def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:

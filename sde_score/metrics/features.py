@@ -9,7 +9,7 @@ import os
 import torch
 from torch import Tensor, nn
 
-from .base import FEATURES
+from sde_score.metrics.base import FEATURES
 
 
 @FEATURES.register("pixels")
@@ -69,20 +69,25 @@ class RandomConv(nn.Module):
 
 
 @FEATURES.register("inception")
-class Inception:
+class Inception(nn.Module):
     """Inception-v3 features of torch-fidelity, 2048 wide, and class probabilities: the published FID, KID and IS.
 
-    Needs ``torch_fidelity`` (``pip install "sde_score[metrics]"``) and its weights, which it downloads on first use,
-    or reads from ``weights``. Grey images are repeated to three channels; the network itself resizes to 299 x 299 as
+    Szegedy et al. 2016, "Rethinking the Inception architecture", with the weights of Heusel et al. 2017. Needs
+    ``torch_fidelity`` (``pip install "sde_score[metrics]"``) and its weights, which it downloads on first use, or reads
+    from ``weights``. Grey images are repeated to three channels; the network itself resizes to 299 x 299 as
     TensorFlow 1 did.
 
     Args:
         weights: path of the weight file, for machines without a network.
+
+    Raises:
+        ImportError: torch-fidelity is missing.
+        ValueError: no such file, or images without four axes, 1 or 3 channels, or the range [0, 1].
     """
 
     def __init__(self, weights: str | os.PathLike | None = None) -> None:
+        super().__init__()
         self.name = "inception-v3-compat"
-        self.resize = "bilinear 299x299, TensorFlow 1 convention, inside the network"
         if weights is not None and not os.path.isfile(weights):
             raise ValueError(f"inception(weights={os.fspath(weights)!r}): there is no such file.")
         try:
@@ -94,18 +99,26 @@ class Inception:
                 "fitted 'classifier'; such numbers are not FIDs."
             ) from error
         path = None if weights is None else os.fspath(weights)
+        if path is not None:
+            torch.load(path, map_location="meta", weights_only=True)  # torch-fidelity would run pickled code
         self.network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path
-        ).eval()
+        )
+        self.eval()
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.ndim != 4:
             raise ValueError(f"Inception features are for images (B, C, H, W), got {tuple(x.shape)}.")
         if x.shape[1] == 1:
             x = x.expand(-1, 3, -1, -1)
         if x.shape[1] != 3:
             raise ValueError(f"Inception features need 1 or 3 channels, got {x.shape[1]}.")
+        low, high = float(x.min()), float(x.max())
+        if not (low > -0.5 and high < 1.5):  # overshoot is clipped; another range would be a wrong FID in silence
+            raise ValueError(
+                f"Inception features need images in [0, 1], got values from {low:.3g} to {high:.3g}. Scale them, or "
+                "pass integers with their levels to extract."
+            )
         pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8)
-        self.network.to(x.device)
-        features, logits = self.network(pixels)
+        features, logits = self.network.to(x.device)(pixels)
         return features, logits.double().softmax(1)

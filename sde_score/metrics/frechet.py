@@ -5,7 +5,7 @@ Heusel et al. 2017, "GANs trained by a two time-scale update rule", eq. 6.
 
 from __future__ import annotations
 
-import math
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .base import METRICS, FeatureSet, Metric, MetricResult, as_features, as_pair, block_indices
+from sde_score.files import write_bytes
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_features, as_pair, require_same_map
+from sde_score.metrics.errors import jackknife, jackknife_error, require_groups
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class GaussianStats:
 
     @classmethod
     def of(cls, features: FeatureSet | Tensor) -> GaussianStats:
+        """Of features ``(N, d)``, N at least 2; the covariance is sum of (x - mean)(x - mean)^T / (N - 1)."""
         f = as_features(features)
         mean = f.x.mean(0)
         centred = f.x - mean
@@ -36,28 +39,36 @@ class GaussianStats:
         return cls(mean, cov, len(f), f.feature, f.fingerprint, f.source)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write reference statistics as ``.npz``, to a temporary name first."""
+        """Write reference statistics as ``.npz``, whole or not at all."""
         import numpy as np
 
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "wb") as file:
-            np.savez(
-                file, mean=self.mean.numpy(), cov=self.cov.numpy(), n=self.n,
-                feature=self.feature, fingerprint=self.fingerprint, source=self.source,
-            )  # fmt: skip
-        os.replace(temporary, path)
-        return path
+        buffer = io.BytesIO()
+        np.savez(
+            buffer, mean=self.mean.numpy(), cov=self.cov.numpy(), n=self.n,
+            feature=self.feature, fingerprint=self.fingerprint, source=self.source,
+        )  # fmt: skip
+        return write_bytes(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> GaussianStats:
-        """Read what ``save`` wrote; executes no pickled code."""
+        """Read what ``save`` wrote; executes no pickled code.
+
+        Raises:
+            ValueError: the file is damaged or something else.
+        """
+        import zipfile
+
         import numpy as np
 
-        with np.load(path, allow_pickle=False) as f:
-            mean, cov = (torch.from_numpy(f[k]).double() for k in ("mean", "cov"))
-            return cls(mean, cov, int(f["n"]), str(f["feature"]), str(f["fingerprint"]), str(f["source"]))
+        try:
+            with np.load(path, allow_pickle=False) as f:
+                mean, cov = (torch.from_numpy(f[k]).double() for k in ("mean", "cov"))
+                return cls(mean, cov, int(f["n"]), str(f["feature"]), str(f["fingerprint"]), str(f["source"]))
+        except (KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{os.fspath(path)} holds no reference statistics ({error}). Write them with GaussianStats.of(features)"
+                ".save(path)."
+            ) from error
 
 
 def _square_root(cov: Tensor) -> Tensor:
@@ -79,8 +90,20 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     Args:
         mean1, mean2: ``(d,)``.
         cov1, cov2: ``(d, d)``, positive semi-definite.
+
+    Raises:
+        ValueError: other shapes, or values that are not finite.
     """
     mean1, cov1, mean2, cov2 = (torch.as_tensor(a).double().cpu() for a in (mean1, cov1, mean2, cov2))
+    d = mean1.numel()
+    if not (mean1.shape == mean2.shape == (d,) and cov1.shape == cov2.shape == (d, d)):
+        shapes = ", ".join(str(tuple(a.shape)) for a in (mean1, cov1, mean2, cov2))
+        raise ValueError(f"frechet_distance needs means (d,) and covariances (d, d) of one width, got {shapes}.")
+    if not all(a.isfinite().all() for a in (mean1, cov1, mean2, cov2)):
+        raise ValueError(
+            "Means or covariances are not finite, so the Fréchet distance has no value. Features with NaN or above "
+            "1e150 do this: look for them, or divide the features by their deviation."
+        )
     cross = torch.linalg.svdvals(_square_root(cov1) @ _square_root(cov2)).sum()
     distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross
     return max(float(distance), 0.0)  # a squared distance; rounding gives -1e-15 for equal arguments
@@ -88,25 +111,27 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
 @METRICS.register("fd")
 class FrechetDistance(Metric):
-    """Fréchet distance of Gaussians fitted to features (FID with Inception features), with its standard error.
+    """Fréchet distance of Gaussians fitted to features (FID with Inception features).
 
-    A delete-a-group jackknife gives the standard error, and in ``details`` the value without its bias of order 1/N.
+        FD = |mu1 - mu2|^2 + tr (S1 + S2 - 2 (S1 S2)^(1/2)),    mu, S = mean and unbiased covariance
 
-    The distance is biased upwards for few samples (2,000 Inception features give several units), so compare only
-    equal N, or read ``details["bias_corrected"]``.
+    It compares two moments only and assumes nothing of the law beyond their existence; squared, in the features' unit
+    squared. The plug-in value is biased upwards for few samples (2,000 Inception features give several units), so
+    compare only equal N, or read ``details["bias_corrected"]``.
 
-    On Gaussian features (d = 10 and 64, N = 300 to 2,000) the standard error was 0.9 to 1.5 times the true spread.
+    The standard error is that of a delete-a-group jackknife over both sets: 0.9 to 1.5 times the true spread on
+    Gaussian features (d = 10 and 64, N = 300 to 2,000). Of its G leave-out values v_j comes also the value without its
+    bias of order 1/N, ``bias_corrected = G FD - (G - 1) mean v``, which may be negative.
 
     Args:
-        groups: groups of the jackknife; 0 for none, ``None`` for 10 up to width 512 (beyond that each costs seconds).
+        groups: groups G of the jackknife; 0 for none, ``None`` for 10 up to width 512 (beyond that each costs seconds).
         seed: of the partition into groups.
     """
 
     name = "fd"
 
     def __init__(self, groups: int | None = None, seed: int = 0) -> None:
-        if groups is not None and (groups == 1 or groups < 0):
-            raise ValueError(f"FrechetDistance(groups={groups}): write 0 for no standard error, or at least 2.")
+        require_groups("FrechetDistance", groups)
         self.groups, self.seed = groups, seed
 
     def __call__(
@@ -114,37 +139,31 @@ class FrechetDistance(Metric):
     ) -> list[MetricResult]:
         """``real`` may be features ``(M, d)`` or stored ``GaussianStats``; then only the generated set is resampled."""
         if isinstance(real, GaussianStats):
-            fake, reference, target = as_features(fake), real, None
+            fake, target, reference = as_features(fake), None, real
+            require_same_map(
+                (fake.feature, fake.fingerprint, fake.x.shape[1]),
+                (real.feature, real.fingerprint, len(real.mean)),
+            )
         else:
             fake, target = as_pair(fake, real)
             reference = GaussianStats.of(target)
-        stats = GaussianStats.of(fake)
-        value = frechet_distance(stats.mean, stats.cov, reference.mean, reference.cov)
 
-        smallest = min(len(fake), len(target) if target is not None else len(fake))
+        def distance(x: Tensor, y: Tensor | None = None) -> float:
+            a, b = GaussianStats.of(x), reference if y is None else GaussianStats.of(y)
+            return frechet_distance(a.mean, a.cov, b.mean, b.cov)
+
+        value = distance(fake.x)
         groups = (10 if fake.x.shape[1] <= 512 else 0) if self.groups is None else self.groups
-        groups = min(groups, smallest // 2)
-        stderr, details = None, {}
-        if groups >= 2:
-            leave_out = self._leave_one_out(fake, target, reference, groups)
-            spread = (leave_out - leave_out.mean()).square().sum()
-            stderr = math.sqrt(float(spread) * (groups - 1) / groups)
-            details["bias_corrected"] = float(groups * value - (groups - 1) * leave_out.mean())
+        sets = (fake.x,) if target is None else (fake.x, target.x)
+        left_out = jackknife(distance, *sets, groups=groups, seed=self.seed)
+        stderr, details = None, {"groups": 0}
+        if left_out is not None:
+            stderr = float(jackknife_error(left_out))
+            groups = len(left_out)
+            details = {"groups": groups, "bias_corrected": float(groups * value - (groups - 1) * left_out.mean())}
         # "fid" is reserved for Inception features: with others the number is not comparable with published ones.
         name = "fid" if fake.feature.startswith("inception") else "fd"
-        result = self.result(name, value, fake, target, stderr=stderr, groups=groups, **details)
+        result = self.result(name, value, fake, target, stderr=stderr, **details)
         if target is None:
             result.provenance.update(n_real=reference.n, real=reference.source, real_feature_hash=reference.fingerprint)
         return [result]
-
-    def _leave_one_out(
-        self, fake: FeatureSet, target: FeatureSet | None, reference: GaussianStats, groups: int
-    ) -> Tensor:
-        ours = block_indices(len(fake), groups, self.seed)
-        theirs = None if target is None else block_indices(len(target), groups, self.seed + 1)
-        values = []
-        for j in range(groups):
-            a = GaussianStats.of(fake.take(torch.cat(ours[:j] + ours[j + 1 :])))
-            b = reference if theirs is None else GaussianStats.of(target.take(torch.cat(theirs[:j] + theirs[j + 1 :])))
-            values.append(frechet_distance(a.mean, a.cov, b.mean, b.cov))
-        return torch.tensor(values, dtype=torch.float64)

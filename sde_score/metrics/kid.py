@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .base import METRICS, FeatureSet, Metric, MetricResult, as_pair, standard_error
-from .mmd import block_mmd2, number_of_blocks
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_pair
+from sde_score.metrics.errors import number_of_blocks, require_blocks, standard_error
+from sde_score.metrics.mmd import block_mmd2
 
 
 def polynomial_kernel(x: Tensor, y: Tensor, *, degree: int = 3) -> Tensor:
-    """k(x, y) = (x.y / d + 1)^degree, ``(N, d), (M, d) -> (N, M)``."""
+    """k(x, y) = (x.y / d + 1)^degree, ``(N, d), (M, d) -> (N, M)``; Binkowski et al. 2018, section 4."""
     return (x @ y.T / x.shape[1] + 1) ** degree
 
 
 @METRICS.register("kid")
 class KernelDistance(Metric):
-    """Unbiased polynomial MMD^2, mean over disjoint blocks, with the standard error of that mean.
+    """Unbiased polynomial MMD^2, mean over disjoint blocks.
 
-    Unbiased for every N, so small sets can be compared; a value below zero means "no difference seen".
+        KID = mean over blocks of MMD^2(k),    k(x, y) = (x.y / d + 1)^degree,    MMD^2 as in ``unbiased_mmd2``
+
+    Compares moments up to ``degree`` and assumes nothing of the law beyond their existence. Unbiased for every N, so
+    small sets can be compared; a value below zero means "no difference seen". It depends on the features' origin and
+    unit.
+
+    The blocks are independent, so the standard error is that of a mean of independent values, s / sqrt(blocks). (The
+    published code draws overlapping subsets and reports their deviation, which is no error of the mean.)
 
     Args:
         degree: of the polynomial; 3 is the published one.
-        blocks: disjoint blocks; ``None`` takes at least 10 and keeps a block below 1,000 samples.
+        blocks: disjoint blocks; ``None`` takes at least 10 and keeps a block at 1,000 samples or fewer.
         seed: of the partition.
     """
 
@@ -31,6 +38,7 @@ class KernelDistance(Metric):
     def __init__(self, degree: int = 3, blocks: int | None = None, seed: int = 0) -> None:
         if degree < 1:
             raise ValueError(f"KernelDistance(degree={degree}) must be at least 1; the published kernel has degree 3.")
+        require_blocks("KernelDistance", blocks)
         self.degree, self.blocks, self.seed = degree, blocks, seed
 
     def __call__(
@@ -42,4 +50,4 @@ class KernelDistance(Metric):
             fake.x, real.x, lambda x, y: polynomial_kernel(x, y, degree=self.degree), blocks=blocks, seed=self.seed
         )
         name = "kid" if fake.feature.startswith("inception") else "kd"
-        return [self.result(name, torch.mean(values), fake, real, stderr=standard_error(values), n_blocks=blocks)]
+        return [self.result(name, values.mean(), fake, real, stderr=standard_error(values), n_blocks=blocks)]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .base import METRICS, FeatureSet, Metric, MetricResult, as_pair, block_indices, squared_distances, standard_error
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_pair, squared_distances
+from sde_score.metrics.errors import block_indices, number_of_blocks, require_blocks, standard_error
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
@@ -20,7 +21,11 @@ def unbiased_mmd2(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
     Args:
         x: ``(N, d)``; y: ``(M, d)``; both with at least two rows.
         kernel: maps ``(N, d), (M, d)`` to ``(N, M)``.
+
+    Raises:
+        ValueError: fewer than two rows, or features that are not finite.
     """
+    x, y = (features.x for features in as_pair(x, y))
     n, m = x.shape[0], y.shape[0]
     kxx, kyy = kernel(x, x), kernel(y, y)
     within = (kxx.sum() - kxx.diagonal().sum()) / (n * (n - 1)) + (kyy.sum() - kyy.diagonal().sum()) / (m * (m - 1))
@@ -33,19 +38,13 @@ def block_mmd2(x: Tensor, y: Tensor, kernel: Kernel, *, blocks: int, seed: int) 
     return torch.stack([unbiased_mmd2(x[i], y[j], kernel) for i, j in zip(ours, theirs, strict=True)])
 
 
-def number_of_blocks(n: int, m: int, blocks: int | None) -> int:
-    """Asked for, or 10 and more so that a block stays below 1,000 rows; never so many that a block has fewer than
-    two."""
-    wanted = max(10, -(-max(n, m) // 1000)) if blocks is None else blocks
-    return max(1, min(wanted, n // 2, m // 2))
-
-
 def median_distance(x: Tensor, *, limit: int = 1000) -> float:
-    """Median distance between different rows (of the first ``limit``), the usual bandwidth."""
+    """Median distance between rows that differ (of the first ``limit``), the usual bandwidth; duplicates do not count,
+    or a set of which most are duplicates would have none."""
     x = x[:limit]
-    upper = torch.triu_indices(len(x), len(x), 1)
-    distance = float(squared_distances(x, x).sqrt()[upper[0], upper[1]].median())
-    return distance if distance > 0 else 1.0  # all rows equal: any bandwidth gives the same answer
+    distances = squared_distances(x, x).sqrt()
+    distances = distances[distances > 0]
+    return float(distances.median()) if len(distances) else 1.0  # all rows equal: there is no scale
 
 
 class RBF:
@@ -61,11 +60,19 @@ class RBF:
 
 @METRICS.register("mmd")
 class MMD(Metric):
-    """Unbiased MMD^2 with Gaussian kernels, and its block standard error.
+    """Unbiased MMD^2 with Gaussian kernels, mean over disjoint blocks.
+
+        MMD^2 as in ``unbiased_mmd2``,    k(x, y) = mean over scales c of exp(-|x - y|^2 / (2 c^2 m^2)),
+        m = median distance between real samples that differ
+
+    Sees every difference of the two laws, most of all those at the kernels' scales; between 0 and 2 up to its noise,
+    and independent of the features' unit and origin. m counts as given, though it comes from the data.
+
+    The blocks are independent, so the standard error is that of a mean of independent values, s / sqrt(blocks).
 
     Args:
-        scales: bandwidths as multiples of the median distance between real samples.
-        blocks: disjoint blocks; ``None`` chooses (at least 10).
+        scales: bandwidths as multiples of the median distance m.
+        blocks: disjoint blocks; ``None`` takes at least 10 and keeps a block at 1,000 samples or fewer.
         seed: of the partition.
     """
 
@@ -78,6 +85,7 @@ class MMD(Metric):
             raise ValueError(
                 f"MMD(scales={scales}): write positive multiples of the median distance, e.g. (0.5, 1., 2.)."
             )
+        require_blocks("MMD", blocks)
         self.scales, self.blocks, self.seed = tuple(scales), blocks, seed
 
     def __call__(

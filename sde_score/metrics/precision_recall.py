@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import METRICS, FeatureSet, Metric, MetricResult, as_pair, squared_distances
+from sde_score.metrics.base import METRICS, FeatureSet, Metric, MetricResult, as_pair, squared_distances
+from sde_score.metrics.errors import block_indices, number_of_blocks, require_blocks, standard_error
 
 
 class PRDC(NamedTuple):
@@ -49,7 +50,13 @@ def prdc(fake: Tensor, real: Tensor, *, k: int = 5, chunk: int = 2000) -> PRDC:
 
     Args:
         fake: ``(N, d)``; real: ``(M, d)``.
+        k: neighbours; both sets need more than k samples.
+        chunk: generated samples at a time; bounds the memory.
+
+    Raises:
+        ValueError: too few samples, or features that are not finite.
     """
+    fake, real = (features.x for features in as_pair(fake, real))
     real_radii, fake_radii = neighbour_radii(real, k), neighbour_radii(fake, k)
     precise = torch.zeros(len(fake), dtype=torch.bool)
     covered = torch.zeros(len(real), dtype=torch.bool)
@@ -63,36 +70,48 @@ def prdc(fake: Tensor, real: Tensor, *, k: int = 5, chunk: int = 2000) -> PRDC:
         covered |= in_real.any(0)
         recalled |= (d2 <= fake_radii[part, None]).any(0)
         inside += int(in_real.sum())
-    mean = lambda hit: float(hit.double().mean())  # noqa: E731
-    return PRDC(mean(precise), mean(recalled), inside / (k * len(fake)), mean(covered))
+    precision, recall, coverage = (float(hit.double().mean()) for hit in (precise, recalled, covered))
+    return PRDC(precision, recall, inside / (k * len(fake)), coverage)
 
 
 @METRICS.register("prdc")
 class PrecisionRecall(Metric):
-    """Improved precision and recall, density and coverage.
+    """Improved precision and recall, density and coverage; the formulas stand at ``prdc``.
 
-    The standard errors of the shares are binomial: they count the evaluated samples, not the choice of the manifold.
-    Precision and recall depend on both set sizes, so compare at equal N only.
+    They assume that distances in the feature space mean likeness. All depend on both set sizes, so compare at equal N
+    only; precision, recall and coverage lie in [0, 1], density has the expectation 1 for equal laws of equal size.
+
+    The values are those of all samples. Their standard errors come from disjoint blocks of both sets, s / sqrt(blocks):
+    the values on small sets are others, but fluctuate as those on the whole do, neighbours being local. They were 0.7
+    to 1.1 times the true spread (up to twice for a precision near 1; Gaussian features, d = 2 and 10, N = 300 and
+    1,000). A binomial error would count the evaluated samples alone, as if the balls were given, and be up to eight
+    times too small.
 
     Args:
         k: neighbours that define a ball; the papers use 3 and 5.
+        blocks: disjoint blocks; ``None`` takes at least 10 and keeps a block at 1,000 samples or fewer. A block has at
+            least 5 (k + 1) samples of each set; where there are not enough for two, there is no standard error.
+        seed: of the partition.
     """
 
     name = "prdc"
 
-    def __init__(self, k: int = 5) -> None:
+    def __init__(self, k: int = 5, blocks: int | None = None, seed: int = 0) -> None:
         if k < 1:
             raise ValueError(f"PrecisionRecall(k={k}) must be at least 1; the papers use 3 and 5.")
-        self.k = k
+        require_blocks("PrecisionRecall", blocks)
+        self.k, self.blocks, self.seed = k, blocks, seed
 
     def __call__(
         self, fake: FeatureSet | Tensor, real: FeatureSet | Tensor, train: FeatureSet | None = None
     ) -> list[MetricResult]:
         fake, real = as_pair(fake, real)
         values = prdc(fake.x, real.x, k=self.k)
-        counts = {"precision": len(fake), "recall": len(real), "coverage": len(real)}
-        results = []
-        for name, value in values._asdict().items():
-            stderr = math.sqrt(value * (1 - value) / counts[name]) if name in counts else None
-            results.append(self.result(name, value, fake, real, stderr=stderr, better="higher"))
-        return results
+        blocks = number_of_blocks(len(fake), len(real), self.blocks, least=5 * (self.k + 1))
+        ours, theirs = (block_indices(len(x), blocks, self.seed + i) for i, x in enumerate((fake, real)))
+        parts = [prdc(fake.x[i], real.x[j], k=self.k) for i, j in zip(ours, theirs, strict=True)] if blocks > 1 else []
+        columns = zip(*parts) if parts else [()] * len(values)
+        return [
+            self.result(name, value, fake, real, stderr=standard_error(column), better="higher", n_blocks=blocks)
+            for name, value, column in zip(PRDC._fields, values, columns, strict=True)
+        ]

@@ -1,13 +1,46 @@
-"""What a network is told besides the data: the noise level and, on request, a class, as one vector per sample."""
+"""What a network is told besides the data: the noise level and, on request, a class.
+
+One rule for "no condition". A network that can be told a class can also be told "no class": the last row of its table,
+y = num_classes. `no_condition(cond)` gives the values that mean none for the batch of `cond`: training puts them in the
+place of some conditions, so that the row is learned, and guidance asks for the score under them. In a network built
+without classes it raises `ValueError`. A network with conditions of another kind brings its own `no_condition`; one
+that cannot be told "none" has no such method.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from sde_score.models.input_checks import check_range
+from sde_score.models.input_checks import check_classes, check_sizes
+
+
+class ClassConditional(nn.Module):
+    """A network `network(x, c_noise, y)` with an optional class `y`, 0 to `num_classes`, the last meaning "no class".
+
+    `num_classes` is None for a network without classes. Ho & Salimans 2022, arXiv:2207.12598, section 3.2.
+    """
+
+    num_classes: int | None
+
+    def no_condition(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The conditions that mean none, for the batch of `cond`: `{"y": num_classes}`, shape and type of `cond["y"]`.
+
+        Raises `ValueError` for a network without classes, and for conditions that are not `y` alone.
+        """
+        owner = type(self).__name__
+        if self.num_classes is None:
+            raise ValueError(
+                f'This {owner} was built without classes, so that it cannot be told "none". Build it with '
+                "num_classes=..."
+            )
+        if cond.keys() != {"y"}:
+            given = ", ".join(map(repr, cond)) or "nothing"
+            raise ValueError(f"This {owner} is told a class, `y`, and nothing else; the conditions given are {given}.")
+        return {"y": torch.full_like(cond["y"], self.num_classes)}
 
 
 class Conditioning(nn.Module):
@@ -24,30 +57,19 @@ class Conditioning(nn.Module):
 
     def __init__(self, features: int, num_classes: int | None = None) -> None:
         super().__init__()
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be positive, or None for a network without classes; got {num_classes}.")
+        check_sizes("Conditioning", features=features, num_classes=num_classes)
         self.num_classes = num_classes
         self.register_buffer("frequencies", torch.logspace(-3, math.log10(4), 32))
         self.mlp = nn.Sequential(nn.Linear(64, features), nn.SiLU(), nn.Linear(features, features))
         self.table = None if num_classes is None else nn.Embedding(num_classes + 1, features)
 
-    def _check_class(self, c_noise: Tensor, y: Tensor | None) -> None:
-        n = self.num_classes
-        if n is None and y is not None:
-            raise ValueError(
-                "This network was built without classes but was given `y`. Build it with num_classes=..., or drop `y`."
-            )
-        if n is None:
-            return
-        if y is None:
-            raise ValueError(
-                f"This network was built for {n} classes and needs `y`, one class per sample; {n} means no class."
-            )
-        if y.shape != c_noise.shape or y.is_floating_point():
-            raise ValueError(
-                f"`y` must hold one integer per sample, shape {tuple(c_noise.shape)}; got {y.dtype} {tuple(y.shape)}."
-            )
-        check_range("y", y, n + 1, 'The class table, whose last entry means "no class",')
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Casts of the module leave the frequencies in float32: in bfloat16 the angle of 999 t would be noise."""
+        frequencies = self.frequencies
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype != frequencies.dtype:
+            self.frequencies = frequencies.to(self.frequencies.device)
+        return self
 
     def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
         """The vectors `(B, features)` for data `(B, *)`, noise levels `(B,)` and classes `(B,)`.
@@ -56,7 +78,7 @@ class Conditioning(nn.Module):
         """
         if c_noise.shape != x.shape[:1]:
             raise ValueError(f"c_noise must hold one number per sample, shape ({len(x)},); got {tuple(c_noise.shape)}.")
-        self._check_class(c_noise, y)
+        check_classes("This network", y, len(x), self.num_classes)
         wide = torch.promote_types(c_noise.dtype, torch.float32)  # 999 t has no room in bfloat16
         angle = c_noise.to(wide)[:, None] * self.frequencies
         h = self.mlp(torch.cat([angle.cos(), angle.sin()], 1).to(self.mlp[0].weight.dtype))

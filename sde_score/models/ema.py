@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -54,16 +53,6 @@ class EMA:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     average._buffers[name].copy_(buffer)
-
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Let `model` hold the averaged weights inside a `with` block, and its own again afterwards."""
-        own = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.model.state_dict())
-        try:
-            yield model
-        finally:
-            model.load_state_dict(own)
 
     def state_dict(self) -> dict[str, object]:
         """The average under the names of the model, with the count of updates on which the ramp depends."""

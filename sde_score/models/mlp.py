@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_score.models.conditioning import Conditioning
+from sde_score.models.conditioning import ClassConditional, Conditioning
 from sde_score.models.layers import Dropout
 from sde_score.models.registry import MODELS
 
@@ -27,7 +27,7 @@ class MLPBlock(nn.Module):
 
 
 @MODELS.register("mlp")
-class MLP(nn.Module):
+class MLP(ClassConditional):
     """Residual perceptron with FiLM conditioning, for vectors: `network(x: (B, *), c_noise: (B,), y) -> like x`.
 
     Data of any other shape are flattened; for grids the model 'unet' learns faster. The output layer is zero at first.
@@ -49,7 +49,7 @@ class MLP(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        self.shape = tuple(shape)
+        self.shape, self.num_classes = tuple(shape), num_classes
         if not self.shape or min(self.shape) < 1 or width < 1 or blocks < 1:
             raise ValueError(
                 f"mlp: shape, such as (2,), width and blocks must be at least 1; got {self.shape}, {width}, {blocks}."

@@ -7,8 +7,6 @@ distribution", NeurIPS 2019.
 
 from __future__ import annotations
 
-from functools import partial
-
 from sde_score.models.refinenet import ConditionalInstanceNormPlus, RefineNet, Stage
 from sde_score.models.registry import MODELS
 
@@ -22,26 +20,5 @@ class NCSN(RefineNet):
 
     stages = (Stage(1), Stage(2, pool=True), Stage(2, dilation=2), Stage(2, dilation=4))
     refine_mults = (2, 2, 1, 1)
-
-    def __init__(
-        self,
-        channels: int = 3,
-        *,
-        nf: int = 128,
-        num_scales: int = 10,
-        activation: str = "elu",
-        centered: bool = False,
-        num_classes: int | None = None,
-        gradient_checkpointing: bool = False,
-    ) -> None:
-        super().__init__(
-            channels=channels,
-            nf=nf,
-            num_scales=num_scales,
-            norm=partial(ConditionalInstanceNormPlus, num_scales=num_scales),
-            conditional_norms=True,
-            activation=activation,
-            centered=centered,
-            num_classes=num_classes,
-            gradient_checkpointing=gradient_checkpointing,
-        )
+    norm = ConditionalInstanceNormPlus
+    conditional_norms = True

@@ -7,28 +7,23 @@ scales costs no parameters. Song & Ermon, "Improved techniques for training scor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from sde_score.models.noise_level import descending_sigmas
 from sde_score.models.refinenet import InstanceNormPlus, RefineNet, Stage
 from sde_score.models.registry import MODELS
 
 
-def descending_sigmas(sigma_max: float, sigma_min: float, num_scales: int, spacing: str = "geometric") -> Tensor:
-    """Noise scales sigma_max = sigma_0 > ... > sigma_{L-1} = sigma_min, computed in float64; shape (num_scales,)."""
-    if not 0 < sigma_min <= sigma_max:
-        raise ValueError(f"need 0 < sigma_min <= sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}.")
-    if spacing == "geometric":
-        return torch.linspace(math.log(sigma_max), math.log(sigma_min), num_scales, dtype=torch.float64).exp()
-    if spacing == "uniform":
-        return torch.linspace(sigma_max, sigma_min, num_scales, dtype=torch.float64)
-    raise ValueError(f"unknown spacing {spacing!r}; known: geometric, uniform.")
-
-
 class _NCSNv2(RefineNet):
+    conditional_norms = False
+
+    @staticmethod
+    def norm(channels: int, num_scales: int) -> nn.Module:
+        return InstanceNormPlus(channels)
+
     def __init__(
         self,
         channels: int = 3,
@@ -43,20 +38,11 @@ class _NCSNv2(RefineNet):
         num_classes: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__(
-            channels=channels,
-            nf=nf,
-            num_scales=num_scales,
-            norm=InstanceNormPlus,
-            conditional_norms=False,
-            activation=activation,
-            centered=centered,
-            num_classes=num_classes,
-            gradient_checkpointing=gradient_checkpointing,
-        )
+        super().__init__(channels, nf=nf, num_scales=num_scales, activation=activation, centered=centered,
+                         num_classes=num_classes, gradient_checkpointing=gradient_checkpointing)  # fmt: skip
         sigmas = descending_sigmas(sigma_max, sigma_min, num_scales, spacing)
         # float32 as in the published code: a float64 table would promote the output.
-        self.register_buffer("sigmas", sigmas.float())
+        self.register_buffer("sigmas", sigmas.float().to(torch.get_default_device()))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Casts of the module leave the table in float32: sigma needs more than the three digits of bfloat16."""

@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_score.models.input_checks import check_range
 from sde_score.models.layers import linear
+from sde_score.registry import suggest
 
 
 def _moved_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -110,6 +110,24 @@ class NoiseConditioning(nn.Module):
         return None if emb is None else self.act(emb)
 
 
+def descending_sigmas(sigma_max: float, sigma_min: float, num_scales: int, spacing: str = "geometric") -> Tensor:
+    """Noise levels sigma_max = sigma_0 > ... > sigma_{L-1} = sigma_min, L = num_scales, in float64: (L,).
+
+    Raises `ValueError` for a range that is empty and for an unknown `spacing`; known are geometric and uniform.
+    """
+    if not 0 < sigma_min <= sigma_max or num_scales < 1:
+        raise ValueError(
+            "The table of noise levels needs 0 < sigma_min <= sigma_max and num_scales >= 1, got "
+            f"sigma_min={sigma_min}, sigma_max={sigma_max}, num_scales={num_scales}."
+        )
+    on_cpu = dict(dtype=torch.float64, device="cpu")
+    if spacing == "geometric":
+        return torch.linspace(math.log(sigma_max), math.log(sigma_min), num_scales, **on_cpu).exp()
+    if spacing == "uniform":
+        return torch.linspace(sigma_max, sigma_min, num_scales, **on_cpu)
+    raise ValueError(f"Unknown spacing {spacing!r}.{suggest(spacing, ('geometric', 'uniform'))}")
+
+
 class SigmaTable(nn.Module):
     """The noise levels sigma_max ... sigma_min, descending and geometric, looked up by index: (B,) -> (B,) float32.
 
@@ -120,14 +138,10 @@ class SigmaTable(nn.Module):
 
     def __init__(self, sigma_min: float, sigma_max: float, num_scales: int) -> None:
         super().__init__()
-        if not 0 < sigma_min <= sigma_max or num_scales < 1:
-            raise ValueError(
-                "The table of noise levels needs 0 < sigma_min <= sigma_max and num_scales >= 1, got "
-                f"sigma_min={sigma_min}, sigma_max={sigma_max}, num_scales={num_scales}."
-            )
-        table = np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), num_scales))
-        self.register_buffer("bits", torch.tensor(table.view(np.int64)))
-        self.register_buffer("sigmas", torch.tensor(table.astype(np.float32)), persistent=False)
+        table = descending_sigmas(sigma_max, sigma_min, num_scales)
+        device = torch.get_default_device()
+        self.register_buffer("bits", table.view(torch.int64).to(device))
+        self.register_buffer("sigmas", table.float().to(device), persistent=False)
 
     @property
     def num_scales(self) -> int:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from sde_score.registry import Registry, suggest
-from sde_score.sdes.base import SDE
+from sde_score.score import Prediction
+from sde_score.sdes.base import SDE, require_sde
 from sde_score.tensors import expand_like
 
 PARAMETERIZATIONS = Registry("parameterization", group="sde_score.parameterizations")
@@ -56,7 +57,7 @@ class Parameterization(ABC):
             raise ValueError(
                 f"sigma_data is the standard deviation of the scaled data and must be positive; got {sigma_data}."
             )
-        self.sde, self.c_noise_name, self.sigma_data = sde, c_noise, float(sigma_data)
+        self.sde, self.c_noise_name, self.sigma_data = require_sde(sde), c_noise, float(sigma_data)
 
     def c_noise(self, t: Tensor) -> Tensor:
         """What the network is told of the noise level for times `(B,)`."""
@@ -71,9 +72,21 @@ class Parameterization(ABC):
         """The std that turns ε̂ into a score, broadcastable to `x`."""
         return self.sde.marginal_prob(x, t)[1]
 
+    def check_output(self, out: Tensor, x: Tensor) -> None:
+        """Refuse an output of the network that this parameterisation cannot read. Raises `ValueError`."""
+        if out.shape != x.shape:
+            raise ValueError(
+                f"The network returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; they must be equal."
+            )
+
     @abstractmethod
     def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
         """ε̂(x, t), of the shape of `x`."""
+
+    def predict(self, network: Network, x: Tensor, t: Tensor, **cond) -> Prediction:
+        """Score, ε̂ and posterior mean from one call of the network."""
+        eps = self.eps(network, x, t, **cond)
+        return Prediction(self.sde, x, t, eps=eps, score=-eps / self.std(x, t))
 
     def score(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
         """The score, `−ε̂/std`."""
@@ -135,6 +148,10 @@ class ScoreParameterization(Parameterization):
 
     def score(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
         return network(x, self.c_noise(t), **cond)
+
+    def predict(self, network: Network, x: Tensor, t: Tensor, **cond) -> Prediction:
+        score = self.score(network, x, t, **cond)
+        return Prediction(self.sde, x, t, score=score, eps=-self.std(x, t) * score)
 
 
 @PARAMETERIZATIONS.register("edm")

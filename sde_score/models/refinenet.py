@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from sde_score.models import input_checks, layers
+from sde_score.models import layers
+from sde_score.models.blocks import run_block
+from sde_score.models.conditioning import ClassConditional
+from sde_score.models.input_checks import check_image_inputs, check_range, check_sizes
 
 # --- norms -----------------------------------------------------------------------------------------------------------
 
@@ -252,11 +255,12 @@ class Stage:
     dilation: int = 1
 
 
-class RefineNet(nn.Module):
+class RefineNet(ClassConditional):
     """Encoder of residual stages and refine cascade; subclasses give the tables and say how the noise level enters.
 
     `stages[i]` describes encoder stage i; `refine_mults[j]` is the width (in units of nf) of the j-th refine block,
-    which merges encoder stage -1-j with the result of refine block j-1.
+    which merges encoder stage -1-j with the result of refine block j-1. `norm(channels, num_scales)` makes a norm;
+    `conditional_norms`: the norms depend on the noise level, and the cascade has them too.
 
     Args: channels: image channels. nf: base width. num_scales: number of noise scales L. activation: elu, relu, lrelu
     or swish. centered: the data are in [-1, 1]; otherwise the network maps [0, 1] to [-1, 1] itself.
@@ -269,30 +273,29 @@ class RefineNet(nn.Module):
 
     stages: tuple[Stage, ...]
     refine_mults: tuple[int, ...]
+    norm: Callable[[int, int], nn.Module]
+    conditional_norms: bool
 
     def __init__(
         self,
+        channels: int = 3,
         *,
-        channels: int,
-        nf: int,
-        num_scales: int,
-        norm: Callable[[int], nn.Module],
-        conditional_norms: bool,
-        activation: str,
-        centered: bool,
-        num_classes: int | None,
-        gradient_checkpointing: bool,
+        nf: int = 128,
+        num_scales: int = 10,
+        activation: str = "elu",
+        centered: bool = False,
+        num_classes: int | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("nf", nf), ("num_scales", num_scales)):
-            if int(value) != value or value < 1:
-                raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be a positive integer.")
+        check_sizes(type(self).__name__, channels=channels, nf=nf, num_scales=num_scales, num_classes=num_classes)
         self.channels = channels
         self.num_scales = num_scales
         self.num_classes = num_classes
         self.centered = centered
         self.gradient_checkpointing = gradient_checkpointing
         self.act = layers.activation(activation)
+        norm = partial(self.norm, num_scales=num_scales)
 
         self.conv_in = _conv3x3(channels, nf)
         self.norm_out = norm(nf)
@@ -310,7 +313,7 @@ class RefineNet(nn.Module):
                 RefineBlock(
                     [skip, *previous],
                     nf * mult,
-                    norm=norm if conditional_norms else None,
+                    norm=norm if self.conditional_norms else None,
                     act=self.act,
                     last=j == len(self.refine_mults) - 1,
                 )
@@ -342,57 +345,30 @@ class RefineNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
         self._check_inputs(x, c_noise, y)
+        run = partial(run_block, recompute=self.gradient_checkpointing)
         h = self.conv_in(x if self.centered else 2.0 * x - 1.0)
         skips = []
         for i, stage in enumerate(self.encoder):
             if self.num_classes is not None:
                 h = h + self.class_embed[i](y)[:, :, None, None]
-            h = self._run(_apply_blocks, stage, h, c_noise)
+            h = run(_apply_blocks, stage, h, c_noise)
             skips.append(h)
-        h = self._run(self.decoder[0], [skips.pop()], c_noise)
+        h = run(self.decoder[0], [skips.pop()], c_noise)
         for block in self.decoder[1:]:
-            h = self._run(block, [skips.pop(), h], c_noise)
+            h = run(block, [skips.pop(), h], c_noise)
         return self.conv_out(self.act(self.norm_out(h, c_noise)))
-
-    def _run(self, function: Callable, *args) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *args, use_reentrant=False)
-        return function(*args)
 
     def _check_inputs(self, x: Tensor, c_noise: Tensor, y: Tensor | None) -> None:
         name = type(self).__name__
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"{name} needs images (B, {self.channels}, H, W), got a tensor of shape {tuple(x.shape)}.")
-        multiple = 2**self.halvings
-        if x.shape[2] % multiple or x.shape[3] % multiple:
-            raise ValueError(
-                f"{name} halves the image {self.halvings} time(s): height and width must be multiples of {multiple}, "
-                f"got {x.shape[2]} x {x.shape[3]}. Pad or resize the data to such a size."
-            )
-        if c_noise.shape != x.shape[:1]:
-            raise ValueError(f"{name} needs one c_noise per sample, shape ({x.shape[0]},), got {tuple(c_noise.shape)}.")
+        check_image_inputs(
+            name, x, c_noise, y, channels=self.channels, halvings=self.halvings, num_classes=self.num_classes
+        )
         if c_noise.is_floating_point():
             raise TypeError(
                 f"{name} takes the integer index of the noise scale (0 = largest) as c_noise, got {c_noise.dtype}: use "
                 "the parameterisation 'smld'."
             )
-        # Reading the values costs a synchronisation on an accelerator and a graph break under compile: CPU only.
-        if c_noise.device.type == "cpu" and not torch.compiler.is_compiling() and c_noise.numel():
-            low, high = int(c_noise.min()), int(c_noise.max())
-            if low < 0 or high >= self.num_scales:
-                raise ValueError(
-                    f"{name} has {self.num_scales} noise scales, c_noise from 0 to {self.num_scales - 1}; got numbers "
-                    f"from {low} to {high}."
-                )
-        if (y is None) != (self.num_classes is None):
-            problem = "needs class labels y of shape (B,)" if y is None else "was built without class labels: pass no y"
-            raise ValueError(f"{name}(num_classes={self.num_classes}) {problem}.")
-        if y is not None:
-            if y.shape != x.shape[:1] or y.is_floating_point():
-                raise ValueError(
-                    f"{name} needs integer classes y of shape ({x.shape[0]},), got {y.dtype} {tuple(y.shape)}."
-                )
-            input_checks.check_range("y", y, self.num_classes + 1, f"{name}(num_classes={self.num_classes})")
+        check_range("c_noise", c_noise, self.num_scales, f"The table of noise scales of {name}")
 
 
 def _apply_blocks(blocks: nn.ModuleList, h: Tensor, c_noise: Tensor) -> Tensor:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from sde_score.models.conditioning import Conditioning
-from sde_score.models.layers import Dropout, ImageConv, add_pointwise, attention, needs_plain_attention
+from sde_score.models.blocks import attention, needs_plain_attention, run_block
+from sde_score.models.conditioning import ClassConditional, Conditioning
+from sde_score.models.layers import Dropout, GroupNorm, ImageConv, add_pointwise
 from sde_score.models.registry import MODELS
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -25,8 +26,8 @@ def _zero(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(channels, 8), channels)
+def _norm(channels: int) -> GroupNorm:
+    return GroupNorm(math.gcd(channels, 8), channels)
 
 
 class ResBlock(nn.Module):
@@ -86,7 +87,7 @@ class Stage(nn.ModuleList):
 
 
 @MODELS.register("unet")
-class UNet(nn.Module):
+class UNet(ClassConditional):
     """U-Net of residual blocks for series, images and volumes of any size: `network(x, c_noise, y) -> like x`.
 
     Each level halves every axis, rounding up (an axis of length one stays), and the way up returns to the size of the
@@ -134,6 +135,7 @@ class UNet(nn.Module):
             raise ValueError(
                 f"unet: attention={attention} must name levels 0 .. {len(widths) - 1}, one per entry of mult={mult}."
             )
+        self.num_classes = num_classes
         self.fourier, self.gradient_checkpointing = tuple(fourier), gradient_checkpointing
         channels, c_cond, conv = self.shape[0], 4 * width, CONVS[axes]
         self.cond = Conditioning(c_cond, num_classes)
@@ -161,11 +163,6 @@ class UNet(nn.Module):
         self.norm_out = _norm(c)
         self.conv_out = _zero(ImageConv(c, channels) if axes == 2 else conv(c, channels, 3, padding=1))
 
-    def _run(self, stage: nn.Module, *inputs) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, *inputs, use_reentrant=False)
-        return stage(*inputs)
-
     def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
         """The output for `x: (B, C, ...)`, `c_noise: (B,)` and, with classes, `y: (B,)` of integers.
 
@@ -175,16 +172,17 @@ class UNet(nn.Module):
             wanted = AXES[len(self.shape) - 1].format(self.shape[0])
             raise ValueError(f"This unet (shape={self.shape}) takes x of shape ({wanted}); got {tuple(x.shape)}.")
         cond, plain = self.cond(x, c_noise, y), needs_plain_attention(x)
+        run = partial(run_block, recompute=self.gradient_checkpointing)
         angles = [2 * math.pi * f * x for f in self.fourier]
         h = self.conv_in(torch.cat([x, *map(torch.sin, angles), *map(torch.cos, angles)], 1))
         skips = [h]
         for stage in self.down:
-            h = self._run(stage, h, cond, plain)
+            h = run(stage, h, cond, plain)
             skips.append(h)
-        h = self._run(self.middle, h, cond, plain)
+        h = run(self.middle, h, cond, plain)
         for stage in self.up:
             skip = skips.pop()
             if h.shape[2:] != skip.shape[2:]:  # places 2i and 2i + 1 descend from place i, also when the size is odd
                 h = F.interpolate(h, size=skip.shape[2:], mode="nearest")
-            h = self._run(stage, torch.cat([h, skip], 1), cond, plain)
+            h = run(stage, torch.cat([h, skip], 1), cond, plain)
         return self.conv_out(F.silu(self.norm_out(h)))

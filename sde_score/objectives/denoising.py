@@ -20,10 +20,12 @@ class DenoisingScoreMatching(Objective):
 
     With `score = −ε̂/std` the weightings are
 
-        sigma2       w = 1             λ(t) = std², the published default
-        likelihood   w = g²/std²       λ(t) = g², which bounds the negative log-likelihood; pair it with
-        times="importance" edm          w = (σ² + σ_d²)/σ_d²,  σ = std/m (Karras et al. 2022, table 1); pair it with
-        times="log_normal"
+        weighting     w(t)                 λ(t)
+        sigma2        1                    std², the published default
+        likelihood    g²/std²              g², which bounds the negative log-likelihood
+        edm           (σ² + σ_d²)/σ_d²     w std², for σ = std/m (Karras et al. 2022, table 1)
+
+    `likelihood` goes with `times="importance"`, `edm` with `times="log_normal"`.
 
     Args:
         weighting: one of the above.
@@ -58,14 +60,14 @@ class DenoisingScoreMatching(Objective):
         return (std / mean_coeff / self.sigma_data) ** 2 + 1
 
     def __call__(self, model: nn.Module, x0: Tensor, *, noise: NoiseFn, **cond) -> Tensor:
+        self.check_data(x0)
         t, factor = self.times.draw(noise, x0.new_empty(len(x0)))
         return factor * self.loss_at(model, x0, t, noise(x0), **cond)
 
     def loss_at(self, model: nn.Module, x0: Tensor, t: Tensor, z: Tensor, **cond) -> Tensor:
         """The weighted loss per sample at given times and noise: what validation by noise level asks for."""
         mean, std = self.sde.marginal_prob(x0, t)
-        x_t = mean + std * z
-        error = model.eps(x_t, t, **cond) - z if hasattr(model, "eps") else -std * model(x_t, t, **cond) - z
+        error = self.score_of(model).eps(mean + std * z, t, **cond) - z
         return self.reduce(self.weight(x0, t) * error**2)
 
 
@@ -86,6 +88,13 @@ class DiscreteDenoisingScoreMatching(Objective):
         self.chain.marginal(torch.zeros(1, dtype=torch.long))  # refuses here an SDE without such a chain
 
     def __call__(self, model: nn.Module, x0: Tensor, *, noise: NoiseFn, **cond) -> Tensor:
+        self.check_data(x0)
+        if not hasattr(model, "eps_at_index"):
+            raise TypeError(
+                "discrete_dsm asks a model for its noise at a numbered state (eps_at_index), which "
+                f"{type(model).__name__} has not; train a ScoreModel with the parameterisation 'smld' or 'ddpm', or by "
+                "the objective 'dsm'."
+            )
         index = (draw_uniform(noise, x0.new_empty(len(x0))) * self.n).long().clamp(max=self.n - 1)
         return self.loss_at_index(model, x0, index, noise(x0), **cond)
 

@@ -1,6 +1,6 @@
 """The only room that reads a configuration: it builds the objects, and does what the commands say."""
 
-from sde_score.run.build import build_data, build_model, build_objective, build_sampler, build_sde, import_plugins
+from sde_score.run.build import build_data, build_model, build_objective, build_sampler, build_sde
 from sde_score.run.evaluate import evaluate, likelihood
 from sde_score.run.run import Run, load
 from sde_score.run.sample import sample
@@ -18,5 +18,4 @@ __all__ = [
     "build_data",
     "build_objective",
     "build_sampler",
-    "import_plugins",
 ]

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,46 +36,20 @@ def naming(key: str) -> Iterator[None]:
         raise ValueError(f"{key}: {error}") from error
 
 
-def import_plugins(plugins: tuple[str, ...]) -> None:
-    """Import modules or `.py` files that register the user's own components.
-
-    Raises `ImportError` naming the plug-in and what to do.
-    """
-    for plugin in plugins:
-        try:
-            if plugin.endswith(".py"):
-                _import_file(Path(plugin))
-            else:
-                importlib.import_module(plugin)
-        except (ImportError, FileNotFoundError) as error:
-            raise ImportError(
-                f"The plug-in {plugin!r} cannot be imported: {error}. Give the path of a .py file or the name of an "
-                "installed module; a run made with a plug-in that has moved takes its new place with --plugin=FILE."
-            ) from error
-        except Exception as error:
-            raise ImportError(f"The plug-in {plugin!r} cannot be imported: {type(error).__name__}: {error}") from error
-
-
-def _import_file(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    name = f"sde_score_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-
-
 def build_sde(config: ConfigDict) -> SDE:
-    """The SDE of `config.sde`."""
+    """The SDE of `config.sde`. Raises `ValueError` where its noise is too large for float32."""
     with naming("config.sde"):
-        return SDES.build(config.sde)
+        sde = SDES.build(config.sde)
+        try:
+            std = sde.marginal_coeffs(torch.tensor([sde.t_min, sde.T], dtype=torch.float32))[1]
+        except NotImplementedError:
+            return sde
+        if not torch.isfinite(std**2).all():
+            raise ValueError(
+                f"{config.sde} has noise of standard deviation {std.max():g} at T, too large for float32, in which "
+                "everything is computed: its square must stay below 3e38."
+            )
+        return sde
 
 
 def build_data(config: ConfigDict) -> DataSplits:

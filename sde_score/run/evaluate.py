@@ -108,6 +108,7 @@ def likelihood(
         result["truth"] = {"mean": truth.mean, "stderr": truth.std_error}
     result["provenance"] = provenance()
     if distributed.is_main():
+        (run.workdir / "likelihood").mkdir(exist_ok=True)
         write_json(run.workdir / "likelihood" / f"{split}{'' if in_data_units else '_model'}.json", result)
     return result
 
@@ -182,6 +183,7 @@ def evaluate(run: Run, *, seed: int = 0, progress: bool = False) -> dict[str, An
     result["seconds"] = round(time.monotonic() - began, 2)
     result["provenance"] = provenance()
     if distributed.is_main():
+        (run.workdir / "eval").mkdir(exist_ok=True)
         write_json(run.workdir / "eval" / "metrics.json", result)
     return result
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from sde_score.config import load_config, to_json
+from sde_score.config import load_config
 from sde_score.data import DataInfo, Scaler
-from sde_score.models import EMA
+from sde_score.models import EMA, MODELS
 from sde_score.models.official import OfficialCheckpointError, load_official, save_official
 from sde_score.published import network_spec
+from sde_score.registry import parse_spec
 from sde_score.run.build import build_model, build_optimizer
 from sde_score.run.run import Run, load, provenance, saved_state, write_json
 from sde_score.training import CheckpointStore
@@ -29,7 +32,7 @@ def import_official(
         workdir: the run directory to be made; it must not hold a run yet.
         config: name of the published configuration the file belongs to, or a configuration of ours whose network has
             the tensors of the file. May be left out where the tensors determine it.
-        options: see `load_official`; for a configuration of ours, options are not needed.
+        options: see `load_official`. A configuration of ours says them all; those given here win over it.
 
     Model, EMA and step are taken over exactly; the optimiser's moments begin anew. Raises what `load_official` raises,
     and `ValueError` for a `workdir` that holds a run.
@@ -37,16 +40,16 @@ def import_official(
     workdir = Path(workdir)
     if (workdir / "config.json").exists():
         raise ValueError(f"{workdir} holds a run already; choose another --workdir.")
-    name = config if isinstance(config, str) else None
-    found = load_official(source, name, **options)
-    if name is None and not isinstance(config, ConfigDict):
-        name = found.config
-    if name is None and not isinstance(config, ConfigDict):
-        raise OfficialCheckpointError(
-            f"{source}: its tensors fit several published configurations or none. Say which it is: "
-            "--config=ve/cifar10_ncsnpp, ..."
-        )
-    settings = config if isinstance(config, ConfigDict) else load_config(f"published:{name}")
+    if isinstance(config, ConfigDict):
+        found, settings = load_official(source, **(_said(config) | options)), config
+    else:
+        found = load_official(source, config, **options)
+        if config is None and found.config is None:
+            raise OfficialCheckpointError(
+                f"{source}: its tensors fit several published configurations or none. Say which it is, for example "
+                "config='ve/cifar10_ncsnpp' (on the command line --published=ve/cifar10_ncsnpp)."
+            )
+        settings = load_config(f"published:{config or found.config}")
     facts = found.facts
     settings.model.name = network_spec(facts)
     settings.data.centered = facts["centered"]
@@ -67,17 +70,32 @@ def import_official(
 
     workdir.mkdir(parents=True, exist_ok=True)
     CheckpointStore(workdir).save(state.state_dict(config=saved_state(settings, info)))
-    (workdir / "config.json").write_text(to_json(settings) + "\n")
+    write_json(workdir / "config.json", settings.to_dict())
     write_json(workdir / "run.json", provenance() | {"status": "imported", "source": str(source), "step": state.step})
     return load(workdir)
 
 
-def export_official(workdir: str | Path, path: str | Path, *, checkpoint: str | None = None) -> None:
+def _said(config: ConfigDict) -> dict[str, Any]:
+    """What a configuration of ours says of its network and the tensors of a file do not show, in the original words."""
+    name, arguments = parse_spec(config.model.name)
+    parameters = inspect.signature(MODELS.get(name)).parameters
+    settings = {key: parameter.default for key, parameter in parameters.items()} | arguments
+    if "activation" in settings:  # of the RefineNets
+        settings["nonlinearity"] = settings["activation"]
+    keys = ("nonlinearity", "scale_by_sigma", "skip_rescale", "fir", "fir_kernel", "dropout", "init_scale",
+            "fourier_scale")  # fmt: skip
+    said = {key: settings[key] for key in keys if key in settings} | {"model": name, "centered": config.data.centered}
+    return said if config.data.image_size is None else said | {"image_size": config.data.image_size}
+
+
+def export_official(
+    workdir: str | Path, path: str | Path, *, checkpoint: str | None = None, plugins: Iterable[str] = ()
+) -> None:
     """Write the newest checkpoint of a run (or `checkpoint`) as an original `.pth` file, with model, EMA and step.
 
     Raises `ValueError` for a network that the original release does not have.
     """
-    raw, averaged = (load(workdir, checkpoint=checkpoint, ema=ema) for ema in (False, True))
+    raw, averaged = (load(workdir, checkpoint=checkpoint, ema=ema, plugins=plugins) for ema in (False, True))
     save_official(
         path,
         raw.model.network,

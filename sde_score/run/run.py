@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,21 @@ import torch
 from ml_collections import ConfigDict
 
 import sde_score
-from sde_score.config import differences, from_json, identity, read_run, to_json
+from sde_score.config import differences, from_json, identity, read_run, to_json, with_plugins
 from sde_score.data import Batch, Codec, DataInfo, DataSplits, from_arrays, load_codec
+from sde_score.files import write_bytes
 from sde_score.models import ScoreModel
-from sde_score.run.build import build_data, build_model, build_sde, import_plugins, told_conditions
+from sde_score.run.build import build_data, build_model, build_sde, told_conditions
+from sde_score.run.plugins import import_plugins
 from sde_score.sdes import SDE
 from sde_score.training import Checkpoint, CheckpointError, load_checkpoint
-from sde_score.training.checkpoint import write_atomically
 from sde_score.training.distributed import pick_device
 from sde_score.training.state import check_same_keys
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write((json.dumps(plain(values), indent=2) + "\n").encode()))
+    """Write JSON, whole or not at all. The folder must be there."""
+    write_bytes(path, (json.dumps(plain(values), indent=2) + "\n").encode())
 
 
 def plain(values: Any) -> Any:
@@ -200,6 +200,7 @@ def load(
     checkpoint: str | os.PathLike | None = None,
     ema: bool = True,
     data: Any = None,
+    plugins: Iterable[str] = (),
 ) -> Run:
     """Load a run from its directory: nothing else is needed.
 
@@ -210,19 +211,23 @@ def load(
         checkpoint: a checkpoint file; default: the newest good one.
         ema: use the averaged weights.
         data: the data, if they were given in Python when training; see `sde_score.train`.
+        plugins: plug-ins to import, in the place of those of the run that have the same file name. What the run's own
+            configuration names is run only if named here or trusted; see `sde_score.run.plugins`.
 
     Raises `ValueError` when `config` contradicts the run, `FileNotFoundError` and `CheckpointError` when there is
-    nothing to load.
+    nothing to load, `UntrustedPlugin` when it would run code that nobody here has named.
     """
     workdir = Path(workdir)
     saved = read_run(workdir)
-    config = saved if config is None else config
+    config = from_json(to_json(saved if config is None else config))
+    config.plugins, given = with_plugins(config.plugins, plugins), with_plugins((), plugins)
     check_same_run(saved, config, "The configuration")
-    import_plugins(config.plugins)
+    import_plugins(config.plugins, named={*config.plugins} - {*saved.plugins} | {*given})
     found: Checkpoint = load_checkpoint(checkpoint if checkpoint else workdir, say=lambda m: print(m, file=sys.stderr))
     if not found.config or not {"config", "info"} <= found.config.keys() or found.codec is None:
         raise CheckpointError(f"{found.path} does not say what it is a model of; it was not written by a run of ours.")
-    check_same_run(from_json(json.dumps(found.config["config"])), config, f"The checkpoint {found.path}")
+    own = from_json(json.dumps(found.config["config"]), str(found.path))
+    check_same_run(own, config, f"The checkpoint {found.path}")
     info = DataInfo.from_dict(found.config["info"])
     codec = load_codec(config.data.codec, found.codec)
     sde = build_sde(config)

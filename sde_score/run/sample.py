@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sde_score.data import DataInfo
+from sde_score.files import write_bytes
 from sde_score.registry import suggest
 from sde_score.run.build import build_sampler, sampler_settings, told_conditions
 from sde_score.run.run import Run, provenance, write_json
@@ -20,7 +21,6 @@ from sde_score.sampling import ProgressBar, Sampler, Trajectory, callbacks
 from sde_score.sdes import SDE
 from sde_score.tensors import SampleNoise, mix_seed
 from sde_score.training import distributed
-from sde_score.visual.files import write_atomic
 
 TRAJECTORY_SAMPLES = 8
 
@@ -67,7 +67,7 @@ class Samples:
             arrays = {"x": self.stored.numpy()} | {name: values.numpy() for name, values in self.cond.items()}
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
-            return write_atomic(path, buffer.getvalue())
+            return write_bytes(path, buffer.getvalue())
         if self.stored.ndim == 2 and self.stored.shape[1] == 2:
             from sde_score.visual.plots import plot_scatter
 
@@ -260,6 +260,7 @@ def sampler_tag(run: Run) -> str:
 def save_samples(samples: Samples, run: Run, tag: str) -> dict[str, str]:
     """Write pictures, numbers and facts of samples into the run directory; returns the paths."""
     folder = run.workdir / "samples"
+    folder.mkdir(exist_ok=True)
     files = {"npz": str(samples.save(folder / f"{tag}.npz"))}
     if samples.stored.ndim > 2 or samples.stored.shape[1] == 2:
         files["png"] = str(save_picture(samples, run, folder / f"{tag}.png"))
@@ -298,6 +299,7 @@ def sample_action(run: Run, num: int, seed: int):
             # the other processes wait at the next step
             samples = sample(now, num, seed=mix_seed(seed, 1), shared=False)
             if samples.stored.ndim > 2 or samples.stored.shape[1] == 2:
+                (run.workdir / "samples").mkdir(exist_ok=True)  # fails where the run directory was deleted
                 save_picture(samples, now, run.workdir / "samples" / f"step_{state.step:08d}.png")
         # an early model may diverge under a sampler; training need not stop for that
         except (FloatingPointError, RuntimeError) as error:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from ml_collections import ConfigDict
 
-from sde_score.config import from_json, is_run, read_run, to_json
+from sde_score.config import from_json, is_run, read_run, to_json, with_plugins
 from sde_score.data import BatchLoader, Codec, DataSplits, iterate
+from sde_score.files import LOCK, FolderGone, held_alone
 from sde_score.models import ScoreModel
 from sde_score.models.ema import EMA
 from sde_score.run.build import (
@@ -24,11 +27,11 @@ from sde_score.run.build import (
     build_sampler,
     build_sde,
     check_likelihood,
-    import_plugins,
     naming,
     noise_measure,
     told_conditions,
 )
+from sde_score.run.plugins import import_plugins, trust
 from sde_score.run.run import Run, as_splits, check_same_run, load, provenance, saved_state, write_json
 from sde_score.run.sample import sample_action
 from sde_score.training import (
@@ -61,32 +64,49 @@ RUN_FILES = (
     "tensorboard",
     "report.html",
 )
+LEFT_ALONE = (*RUN_FILES, LOCK)  # what is no stranger in a run directory
+
+
+@contextmanager
+def _workdir_held(config: ConfigDict, workdir: Path, overwrite: bool) -> Iterator[None]:
+    """Make the run directory ready and hold it alone; only the main process of a run does."""
+    if not distributed.is_main():
+        yield
+        return
+    _refuse_strangers(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with held_alone(workdir, say=TextLog()):
+        _prepare_workdir(config, workdir, overwrite)
+        yield
+
+
+def _refuse_strangers(workdir: Path) -> None:
+    """Refuse a directory that holds something else than a run, before anything is written there."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is a file; choose another --workdir.")
+    if is_run(workdir):
+        return
+    there = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
+    # what a run killed at its very beginning leaves behind is no stranger
+    strangers = sorted(
+        n for n in there if n == "config.json" or (n not in LEFT_ALONE and not (n[0] == "." and n.endswith(".tmp")))
+    )
+    if strangers:
+        raise ValueError(
+            f"{workdir} is not empty and not a run directory (it holds {', '.join(strangers[:4])}); choose another "
+            "--workdir."
+        )
 
 
 def _prepare_workdir(config: ConfigDict, workdir: Path, overwrite: bool) -> None:
     """Refuse to mix two runs in one directory; `overwrite` begins anew."""
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"{workdir} is a file; choose another --workdir.")
     if not is_run(workdir):
-        there = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
-        # what a run killed at its very beginning leaves behind is no stranger
-        strangers = sorted(
-            n
-            for n in there
-            if n == "config.json" or (n not in RUN_FILES and not (n.startswith(".") and n.endswith(".tmp")))
-        )
-        if strangers:
-            raise ValueError(
-                f"{workdir} is not empty and not a run directory (it holds {', '.join(strangers[:4])}); choose another "
-                "--workdir."
-            )
         return
     if overwrite:
         for name in RUN_FILES:
             path = workdir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        return
-    if list_checkpoints(workdir / "checkpoints"):  # before the first one there is nothing that could be contradicted
+    elif list_checkpoints(workdir / "checkpoints"):  # before the first one there is nothing that could be contradicted
         check_same_run(read_run(workdir), config, "This training")
 
 
@@ -113,7 +133,12 @@ def _check_condition_dropout(config: ConfigDict, data: DataSplits, model: ScoreM
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, *, overwrite: bool = False, data: Any = None
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    overwrite: bool = False,
+    data: Any = None,
+    plugins: Iterable[str] | None = None,
 ) -> tuple[Run, TrainResult]:
     """Train the model of a configuration in a run directory, or go on where it stopped.
 
@@ -123,24 +148,29 @@ def train(
         overwrite: delete a run that is there and begin anew.
         data: use these data instead of those of section `data` (from Python): `DataSplits`, an array `(N, *)`, or a
             pair, `(x, y)` with labels or `(x, cond)` with a mapping of conditions.
+        plugins: which of the configuration's plug-ins the user has named; the others must be trusted. None: all of
+            them, as in a configuration of one's own.
 
     Returns the trained run and how training ended. Raises `ValueError` when the configuration contradicts the run in
     `workdir`.
     """
     workdir = Path(workdir)
     config = from_json(to_json(config))  # a copy of our own, in the shape of the defaults
-    # the run may be used from elsewhere
-    config.plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in config.plugins)
+    config.plugins = with_plugins((), config.plugins)  # the run may be used from elsewhere
+    named = config.plugins if plugins is None else with_plugins((), plugins)
     if data is not None:
         config.data.name = GIVEN
-    import_plugins(config.plugins)
+    import_plugins(config.plugins, named=named)
+    if distributed.launched_as_main():
+        try:
+            trust(named)
+        except OSError as error:
+            print(f"Plug-ins are not remembered as trusted: name them each time ({error})", file=sys.stderr)
     sde = build_sde(config)
     objective = build_objective(config, sde)
     build_sampler(config, sde)  # a misspelt sampler is an error now, not after the training
     check_likelihood(config, sde)
-    with distributed.processes(config.device) as device:
-        if distributed.is_main():
-            _prepare_workdir(config, workdir, overwrite)
+    with distributed.processes(config.device) as device, _workdir_held(config, workdir, overwrite):
         distributed.barrier()
         data = as_splits(data) if data is not None else build_data(config)
         codec = build_codec(config, data)
@@ -173,7 +203,6 @@ def _fit(config, workdir, data, codec: Codec, model, objective, device) -> Train
 
     writers, say = [], None
     if distributed.is_main():
-        workdir.mkdir(parents=True, exist_ok=True)
         say = TextLog(workdir / "log.txt")
         writers.append(JSONLWriter(workdir / "metrics.jsonl"))
         if section.tensorboard:
@@ -229,6 +258,8 @@ def _fit(config, workdir, data, codec: Codec, model, objective, device) -> Train
             write_json(workdir / "config.json", config.to_dict())
             write_json(workdir / "run.json", provenance() | facts | {"status": "running"})
         result = trainer.run()
+    except FolderGone:
+        raise
     except BaseException as error:
         if distributed.is_main():
             with suppress(OSError):  # on a full disk the first error is the one to tell

@@ -4,7 +4,10 @@ from sde_score.sampling.base import (
     CORRECTORS,
     PREDICTORS,
     SAMPLERS,
+    Context,
     Corrector,
+    End,
+    Moment,
     Predictor,
     Progress,
     ProgressBar,
@@ -15,9 +18,10 @@ from sde_score.sampling.base import (
 )
 from sde_score.sampling.correctors import AnnealedLangevin, Langevin, NoneCorrector
 from sde_score.sampling.predictors import AncestralSampling, EulerMaruyama, NonePredictor, ReverseDiffusion
+from sde_score.sampling.published import PublishedODESampler, PublishedSampler
 from sde_score.sampling.samplers import ODESampler, PCSampler, make_sampler
+from sde_score.sampling.sde_sampler import SDESampler
 from sde_score.sampling.times import TIMES, make_times
-from sde_score.sampling.torchsde_sampler import SDESampler
 
 __all__ = [
     "PREDICTORS",
@@ -28,6 +32,9 @@ __all__ = [
     "Corrector",
     "Sampler",
     "SampleResult",
+    "Moment",
+    "Context",
+    "End",
     "Progress",
     "ProgressBar",
     "Trajectory",
@@ -42,6 +49,8 @@ __all__ = [
     "PCSampler",
     "ODESampler",
     "SDESampler",
+    "PublishedSampler",
+    "PublishedODESampler",
     "make_sampler",
     "make_times",
 ]

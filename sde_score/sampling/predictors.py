@@ -1,4 +1,4 @@
-"""Predictors: one step of the reverse process. `eta` scales its noise: 1 for the reverse SDE, 0 for the ODE."""
+"""One-step predictors of the reverse process. `eta` scales its noise: 1 for the reverse SDE, 0 for the ODE."""
 
 from __future__ import annotations
 
@@ -11,14 +11,8 @@ from sde_score.sdes.base import SDE
 from sde_score.tensors import expand_like
 
 
-def _check_length(n: int) -> int:
-    """A number of steps, checked."""
-    if n < 1:
-        raise ValueError(f"A chain needs at least one step; got {n}.")
-    return int(n)
-
-
-def _check_eta(eta: float) -> float:
+def check_eta(eta: float) -> float:
+    """`eta`, if it lies in [0, 1]."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie between 0 (probability-flow ODE) and 1 (reverse SDE); got {eta}.")
     return float(eta)
@@ -29,19 +23,16 @@ class EulerMaruyama(Predictor):
     """Euler-Maruyama on the reverse SDE: `x_mean = x + f_rev Δ`, `x = x_mean + η G √|Δ| z`, `Δ = t_next − t` (Song et
     al. 2021, appendix E).
 
-    Works for every SDE. With `eta = 0` it is Euler's rule on the probability-flow ODE. With `chain=N` the step is the
-    published `Δ = −T/N`, whatever the grid says.
+    Works for every SDE. With `eta = 0` it is Euler's rule on the probability-flow ODE.
     """
 
-    def __init__(self, sde: SDE, eta: float = 1.0, chain: int | None = None) -> None:
+    def __init__(self, sde: SDE, eta: float = 1.0) -> None:
         super().__init__(sde)
-        self.eta = _check_eta(eta)
-        self.n_chain = None if chain is None else _check_length(chain)
-        self.dt = None if chain is None else -sde.T / chain
+        self.eta = check_eta(eta)
 
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:
         reverse = self.sde.reverse(score_fn, eta=self.eta)
-        dt = expand_like(t_next - t if self.dt is None else torch.full_like(t, self.dt), x)
+        dt = expand_like(t_next - t, x)
         x_mean = x + reverse.drift(x, t) * dt
         if self.eta == 0:
             return x_mean, x_mean
@@ -50,28 +41,21 @@ class EulerMaruyama(Predictor):
 
 @PREDICTORS.register("reverse_diffusion")
 class ReverseDiffusion(Predictor):
-    """The discretised forward step run backwards: for `x_t = x_s + F + G z`, `x_mean = x − F + ½(1 + η²) G² s`, `x =
-    x_mean + η G z`.
+    """The discretised forward step run backwards: for `x_t = x_s + F + G z`, `x_mean = x − F + ½(1 + η²) G² s`,
+    `x = x_mean + η G z`.
 
     Song et al. 2021, eq. 46. `F = (a − 1) x` and `G` come from the exact transition `N(a x_s, G²)` of any linear SDE,
-    so the step fits the grid, whatever it is. With `chain=N` they come from the published N-step chain (SMLD, DDPM)
-    instead, indexed by `t`.
+    so the step fits the grid, whatever it is. (The tables of the published chains belong to the sampler `published`.)
     """
 
-    def __init__(self, sde: SDE, eta: float = 1.0, chain: int | None = None) -> None:
+    def __init__(self, sde: SDE, eta: float = 1.0) -> None:
         super().__init__(sde)
-        self.eta = _check_eta(eta)
-        self.n_chain, self.within_process = chain, chain is None
-        self.chain = None if chain is None else sde.chain(chain)
+        self.eta = check_eta(eta)
         sde.require_diagonal_noise(f"{type(self).__name__}")
 
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:
-        if self.chain is not None:
-            shift, scale = self.chain.forward(x, t)
-        else:
-            a, scale = (expand_like(c, x) for c in self.sde.transition(t_next, t))
-            shift = (a - 1) * x
-        x_mean = x - shift + 0.5 * (1 + self.eta**2) * scale**2 * score_fn(x, t)
+        a, scale = (expand_like(c, x) for c in self.sde.transition(t_next, t))
+        x_mean = x - (a - 1) * x + 0.5 * (1 + self.eta**2) * scale**2 * score_fn(x, t)
         if self.eta == 0:
             return x_mean, x_mean
         return x_mean + self.eta * scale * noise(x), x_mean
@@ -85,24 +69,15 @@ class AncestralSampling(Predictor):
         x_mean = m_s x̂_0 + √(std_s² − η² v) ε̂,   x = x_mean + η √v z,   v = var(t|s) std_s²/std_t².
 
     With `eta = 1` the mean equals `(x + var(t|s) s)/a` (Ho et al. 2020; Song et al. 2021, eqs. 4 and 47); `eta = 0` is
-    DDIM (Song, Meng & Ermon 2021, eq. 12). With `chain=N` the published tables and variances are used (eta = 1 only).
+    DDIM (Song, Meng & Ermon 2021, eq. 12).
     """
 
-    def __init__(self, sde: SDE, eta: float = 1.0, chain: int | None = None) -> None:
+    def __init__(self, sde: SDE, eta: float = 1.0) -> None:
         super().__init__(sde)
-        self.eta = _check_eta(eta)
-        if chain is not None and self.eta != 1:
-            raise ValueError(
-                "The published chains define ancestral sampling for eta = 1 only; leave out 'chain' for another eta."
-            )
-        self.n_chain, self.within_process = chain, chain is None
-        self.chain = None if chain is None else sde.chain(chain)
+        self.eta = check_eta(eta)
         sde.require_diagonal_noise(f"{type(self).__name__}")
 
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:
-        if self.chain is not None:
-            x_mean, scale = self.chain.posterior(score_fn(x, t), x, t)
-            return x_mean + scale * noise(x), x_mean
         a, step_std = (expand_like(c, x) for c in self.sde.transition(t_next, t))
         std_t = expand_like(self.sde.marginal_coeffs(t)[1], x)
         std_s = expand_like(self.sde.marginal_coeffs(t_next)[1], x)
@@ -120,6 +95,8 @@ class AncestralSampling(Predictor):
 @PREDICTORS.register("none")
 class NonePredictor(Predictor):
     """No prediction: the corrector alone walks down the noise levels (annealed Langevin dynamics)."""
+
+    moves = False
 
     def step(self, score_fn: ScoreFn, x: Tensor, t: Tensor, t_next: Tensor, noise: NoiseFn) -> tuple[Tensor, Tensor]:
         return x, x

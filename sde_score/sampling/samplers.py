@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from sde_score.protocols import Constraint, NoiseFn, ScoreFn
+from sde_score.protocols import ScoreFn
 from sde_score.sampling.base import (
     CORRECTORS,
     PREDICTORS,
     SAMPLERS,
-    Callback,
+    Context,
     Corrector,
-    CountedScore,
+    End,
     Predictor,
-    Progress,
     Sampler,
     SampleResult,
     check_start,
+    graph_of_the_run,
 )
-from sde_score.sampling.correctors import NoneCorrector
-from sde_score.sampling.predictors import NonePredictor
 from sde_score.sampling.times import make_times
+from sde_score.score import CountedScore, Score, as_score
 from sde_score.sdes.base import SDE
-from sde_score.solvers import SOLVERS, ODEError, ODEProgress, solve_ode
+from sde_score.solvers import SOLVERS, ODEError, ODEProgress, ODEResult, solve_ode
 
 GPU_CHECK_EVERY = 50  # looking for NaNs costs a synchronisation on a GPU
 
@@ -36,8 +34,7 @@ class PCSampler(Sampler):
     Args:
         predictor, corrector: component specs or instances.
         steps: predictor steps.
-        times: time grid, e.g. `"uniform"`, `"log_snr"`, `"karras(rho=7)"`, or `"published"` (the published grid and
-            step).
+        times: time grid, e.g. `"uniform"`, `"log_snr"`, `"karras(rho=7)"`.
         t_min, denoise: see `Sampler`.
 
     Raises `ValueError` for the pair none/none, which moves nothing.
@@ -57,55 +54,32 @@ class PCSampler(Sampler):
         super().__init__(sde, t_min=t_min, denoise=denoise)
         self.predictor: Predictor = PREDICTORS.build(predictor, sde)
         self.corrector: Corrector = CORRECTORS.build(corrector, sde)
-        if isinstance(self.predictor, NonePredictor) and isinstance(self.corrector, NoneCorrector):
+        if not (self.predictor.moves or self.corrector.moves):
             raise ValueError(
                 "Predictor 'none' with corrector 'none' moves nothing: the samples would be the prior's. Choose at "
                 "least one."
             )
         self.grid = make_times(times, sde, steps=steps, t_min=self.t_min)
-        n = self.predictor.n_chain
-        if n is not None and (n != steps or times != "published"):
-            raise ValueError(
-                f"A predictor with chain={n} takes the published steps and is right on the published grid only: set "
-                f"steps={n} and times='published' (here: steps={steps}, times={times!r}), or leave out 'chain'."
-            )
-        if self.predictor.within_process and float(self.grid[-1, 1]) < 0:
-            raise ValueError(
-                f"The grid {times!r} ends at t = {float(self.grid[-1, 1]):.3g} < 0, where this predictor's exact "
-                f"transition is not defined. Write the predictor with chain={steps}, or choose another grid, such as "
-                "times='uniform'."
-            )
 
-    def __call__(
-        self,
-        score_fn: ScoreFn,
-        x_T: Tensor,
-        *,
-        noise: NoiseFn = torch.randn_like,
-        constraint: Constraint | None = None,
-        callback: Callback | None = None,
-    ) -> SampleResult:
-        check_start(x_T)
-        score = CountedScore(score_fn)
-        grid = self.grid.to(device=x_T.device, dtype=x_T.dtype)
+    def run(self, x: Tensor, context: Context) -> End:
+        score, noise = context.score, context.noise
+        grid = self.grid.to(device=x.device, dtype=x.dtype)
         shown = self.grid[:, 1].tolist()
-        x = x_mean = x_T
+        context.steps = len(grid)
+        predict = self.predictor.start(score, grid, noise)
+        x_mean = x
         for k in range(len(grid)):
-            t, t_next = (time.expand(len(x)) for time in grid[k])
-            for update, times in ((self.corrector.step, (t,)), (self.predictor.step, (t, t_next))):
-                before = x
-                x, mean = update(score, x, *times, noise)
-                x_mean = x_mean if x is before else mean  # a `none` update keeps the other's mean
-                if constraint is not None:
-                    x = constraint(x, times[-1], noise)
-                    x_mean = constraint(x_mean, times[-1], noise)
+            if self.corrector.moves:
+                t = grid[k, 0].expand(len(x))
+                x, x_mean = self.corrector.step(score, x, t, noise)
+                x = context.constrained(x, t, k)
+            if self.predictor.moves:
+                x, x_mean = predict(x, k)
+                x = context.constrained(x, grid[k, 1], k + 1)
             if x.device.type == "cpu" or k % GPU_CHECK_EVERY == 0:
                 self.check_finite(x, k, shown[k])
-            if callback is not None:
-                callback(Progress(k + 1, len(grid), shown[k], x, x_mean, score.calls))
-        x = self.finish(score, x, x_mean, noise)
-        self.check_finite(x, len(grid), self.t_min)
-        return SampleResult(x, score.calls)
+            context.tell(k + 1, shown[k], x, x_mean)
+        return End(x, x_mean, len(grid))
 
 
 @SAMPLERS.register("ode")
@@ -116,7 +90,13 @@ class ODESampler(Sampler):
     Args:
         solver: an ODE solver spec: `"dopri5(rtol=1e-5, atol=1e-5)"` runs on the device with a step per sample;
             `"scipy(method='RK45')"` is SciPy's.
+        t_min, denoise: see `Sampler`; an ODE adds no noise, so `denoise="mean"` has nothing to take away.
+
+    Raises `ODEError` when a sample cannot be solved. A constraint needs steps that all samples take together: a solver
+    with a fixed number of them.
     """
+
+    has_mean = False
 
     def __init__(
         self,
@@ -127,64 +107,49 @@ class ODESampler(Sampler):
         denoise: str = "tweedie",
     ) -> None:
         super().__init__(sde, t_min=t_min, denoise=denoise)
-        if self.denoise == "mean":
-            raise ValueError(
-                "The ODE adds no noise, so denoise='mean' has nothing to take away; choose 'tweedie' or 'none'."
-            )
         self.solver = SOLVERS.build(solver)
 
-    def _flow(self, score: ScoreFn, x: Tensor, t0: float, t1: float, callback: Callback | None = None):
-        drift = self.sde.reverse(score, eta=0.0).drift
-        with torch.no_grad():
-            return solve_ode(drift, x, t0, t1, solver=self.solver, callback=callback)
-
-    def __call__(
-        self,
-        score_fn: ScoreFn,
-        x_T: Tensor,
-        *,
-        noise: NoiseFn = torch.randn_like,
-        constraint: Constraint | None = None,
-        callback: Callback | None = None,
-    ) -> SampleResult:
-        check_start(x_T)
-        if constraint is not None:
+    def check_constraint(self) -> None:
+        if not self.solver.common_steps:
             raise ValueError(
-                "An ODE solver cannot apply a constraint between its stages; use the predictor-corrector sampler "
-                "(method 'pc')."
+                "A constraint is applied between steps that all samples take together, and "
+                f"{type(self.solver).__name__} gives each its own. Choose a solver with fixed steps, such as "
+                "'heun(steps=50)', or the method 'pc'."
             )
-        score = CountedScore(score_fn)
-        result = self._flow(score, x_T, self.sde.T, self.t_min, _solver_callback(callback, score))
+
+    def _flow(self, score: ScoreFn, x: Tensor, t0: float, t1: float, **hooks) -> ODEResult:
+        return solve_ode(self.sde.reverse(score, eta=0.0).drift, x, t0, t1, solver=self.solver, **hooks)
+
+    def run(self, x: Tensor, context: Context) -> End:
+        context.steps = getattr(self.solver, "steps", None)
+
+        def tell(progress: ODEProgress) -> None:
+            context.tell(progress.step, float(progress.t.max()), progress.x, progress.x)
+
+        hooks = {"callback": tell if context.callback is not None else None}
+        if context.constraint is not None:
+            hooks["project"] = context.constrained
+        result = self._flow(context.score, x, self.sde.T, self.t_min, **hooks)
         if not result.success.all():  # possible with on_failure="return"
             failed = (~result.success).nonzero().flatten().tolist()
             raise ODEError(
-                f"The ODE was not solved for samples {failed[:8]} of {len(x_T)}; no samples are returned.", result
+                f"The ODE was not solved for samples {failed[:8]} of {len(x)}; no samples are returned.", result
             )
-        x = self.finish(score, result.x, result.x, noise)
-        self.check_finite(x, int(torch.as_tensor(result.steps).max()), self.t_min)
-        return SampleResult(
-            x, score.calls, {"nfe_per_sample": result.nfe, "steps": result.steps, "status": result.status}
-        )
+        return End(result.x, None, int(result.steps.max()), _cost(result))
 
-    def encode(self, score_fn: ScoreFn, x: Tensor) -> SampleResult:
+    def encode(self, score_fn: ScoreFn, x: Tensor, *, differentiable: bool = False) -> SampleResult:
         """The latent code `x_T` of data `x`: the same ODE run forwards."""
         check_start(x)
-        score = CountedScore(score_fn)
-        result = self._flow(score, x, self.t_min, self.sde.T)
-        return SampleResult(
-            result.x, score.calls, {"nfe_per_sample": result.nfe, "steps": result.steps, "status": result.status}
-        )
+        if len(x) == 0:
+            return SampleResult(x.clone(), 0)
+        score: Score = CountedScore(as_score(score_fn, self.sde))
+        with graph_of_the_run(differentiable):
+            result = self._flow(score, x.clone() if x.is_inference() else x, self.t_min, self.sde.T)
+        return SampleResult(result.x, score.calls, _cost(result))
 
 
-def _solver_callback(callback: Callback | None, score: CountedScore):
-    """A sampler's callback as an ODE solver's."""
-    if callback is None:
-        return None
-
-    def call(progress: ODEProgress) -> None:
-        callback(Progress(progress.step, None, float(progress.t.max()), progress.x, progress.x, score.calls))
-
-    return call
+def _cost(result: ODEResult) -> dict[str, Tensor]:
+    return {"nfe_per_sample": result.nfe, "steps": result.steps, "status": result.status}
 
 
 def make_sampler(method: str, sde: SDE, **settings) -> Sampler:

@@ -48,13 +48,6 @@ def log_snr(sde: SDE, *, steps: int, t_min: float) -> Tensor:
     return _pairs(_exact_ends(sde.time_of_log_snr(levels), sde.T, t_min))
 
 
-@TIMES.register("published")
-def published(sde: SDE, *, steps: int, t_min: float) -> Tensor:
-    """The published grid: N float32 points from T to t_min, each with a step of T/N (the last one oversteps t_min)."""
-    t = torch.linspace(sde.T, t_min, steps, dtype=torch.float32).double()
-    return torch.stack([t, t - sde.T / steps], dim=1)
-
-
 def _check_rho(rho: float) -> None:
     if not rho > 0:
         raise ValueError(f"rho must be positive; got {rho}.")

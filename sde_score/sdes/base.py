@@ -10,9 +10,18 @@ from torch import Tensor
 
 from sde_score.protocols import NoiseFn, ScoreFn
 from sde_score.registry import Registry
-from sde_score.tensors import expand_like
+from sde_score.tensors import expand_like, require_finite
 
 SDES = Registry("SDE", group="sde_score.sdes")
+
+
+def require_sde(sde: object) -> SDE:
+    """`sde`, if it is an SDE; otherwise `TypeError` saying what to write."""
+    if isinstance(sde, SDE):
+        return sde
+    if isinstance(sde, type) and issubclass(sde, SDE):
+        raise TypeError(f"{sde.__name__} is a class; give an instance: {sde.__name__}().")
+    raise TypeError(f"Expected an SDE such as VPSDE() or SDES.build('vp'); got {type(sde).__name__}: {sde!r}.")
 
 
 class SDE(ABC):
@@ -127,12 +136,49 @@ class SDE(ABC):
             "its drift is linear in x."
         )
 
-    def denoise(self, score_fn: ScoreFn, x: Tensor, t: Tensor) -> Tensor:
-        """Posterior mean of the data given `x` at `t`, when the law of `x_t` given `x_0` is known."""
+    def posterior_mean(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
+        """`E[x_0 | x_t = x]` from the score at `x`, when the law of `x_t` given `x_0` is known."""
         self.marginal_prob(x, t)  # explains itself if it is not
         raise NotImplementedError(
-            f"{type(self).__name__} has a marginal law but no denoise(); sample with denoise='mean' or 'none'."
+            f"{type(self).__name__} has a marginal law but no posterior_mean(); sample with denoise='mean' or 'none'."
         )
+
+    def denoise(self, score_fn: ScoreFn, x: Tensor, t: Tensor) -> Tensor:
+        """Posterior mean of the data given `x` at `t`, with one call of the score."""
+        return self.posterior_mean(x, t, score_fn(x, t))
+
+    def simulate(
+        self, x0: Tensor, t: Tensor, noise: NoiseFn = torch.randn_like, *, steps: int = 200
+    ) -> Tensor:
+        """Draw `x_t` given `x_0`, each sample at its own time.
+
+        Exact, `x_t = mean + std z`, where `marginal_prob` is known; otherwise by `steps` equal Euler-Maruyama steps
+        from 0 to `t`, whose law is right to first order in `t/steps`.
+
+        Args:
+            x0: data, `(B, *)`.
+            t: times in [0, T], `(B,)`.
+            noise: draws the standard normals.
+            steps: of the simulation.
+
+        Raises:
+            FloatingPointError: when a simulated path leaves the finite numbers.
+        """
+        try:
+            mean, std = self.marginal_prob(x0, t)
+        except NotImplementedError:
+            return self._simulated(x0, t, noise, steps)
+        return mean + std * noise(x0)
+
+    def _simulated(self, x: Tensor, t: Tensor, noise: NoiseFn, steps: int) -> Tensor:
+        if steps < 1:
+            raise ValueError(f"A simulation needs at least one step; got steps={steps}.")
+        dt = expand_like(t / steps, x)
+        for k in range(steps):
+            now = t * (k / steps)
+            x = x + self.drift(x, now) * dt + self.apply_diffusion(x, now, noise(x)) * torch.sqrt(dt)
+        require_finite(x, f"A path of {type(self).__name__} simulated with {steps} Euler-Maruyama steps")
+        return x
 
     def reverse(self, score_fn: ScoreFn, *, eta: float = 1.0) -> ReverseSDE:
         """The reverse-time process for a score: `eta = 1` the reverse SDE, `eta = 0` the probability-flow ODE, and all
@@ -145,6 +191,10 @@ class SDE(ABC):
         has its own).
         """
         return Chain(self, n)
+
+    def prior_advice(self, reach: float) -> str:
+        """What to change when the prior does not stand for the data at T; `reach` as in `sde_score.sdes.PriorGap`."""
+        return "Centre and scale the data, or let more noise in before T: a larger T, or larger coefficients."
 
     def check_time(self, t: Tensor) -> None:
         """Raise `ValueError` when a time lies outside `[0, T]` (by more than rounding). Costs a synchronisation on a

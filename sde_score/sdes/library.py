@@ -52,6 +52,10 @@ class VESDE(LinearSDE):
     def prior_std(self) -> float:
         return self.sigma_max
 
+    def prior_advice(self, reach: float) -> str:
+        enough = max(reach, 1.5) * self.sigma_max
+        return f"Centre the data and raise sigma_max, now {self.sigma_max:g}, to about {enough:.2g}."
+
     def chain(self, n: int) -> SMLDChain:
         return SMLDChain(self, n)
 
@@ -94,6 +98,9 @@ class _LinearBeta(LinearSDE):
     @property
     def prior_std(self) -> float:
         return 1.0
+
+    def prior_advice(self, reach: float) -> str:
+        return f"Raise beta_max, now {self.beta_max:g}: 20 leaves 0.7 % of the data's mean at T."
 
 
 @SDES.register("vp")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sde_score.protocols import NoiseFn, ScoreFn
-from sde_score.sdes.base import SDE
+from sde_score.sdes.base import SDE, ReverseSDE
 from sde_score.tensors import expand_like, sum_except_batch
 
 NODES = 32
+PANEL_TOLERANCE = 1e-12  # between one set of nodes and two, relative
+FIRST_PANELS, MOST_PANELS = 32, 512
+WARN_ABOVE = 1e-6
 
 
 @lru_cache(maxsize=4)
@@ -46,6 +51,72 @@ def _wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+Transition = tuple[Tensor, Tensor]
+"""The coefficient and the variance of an affine Gaussian step."""
+
+
+def compose(first: Transition, second: Transition) -> Transition:
+    """The step that two make together."""
+    return first[0] * second[0], first[1] * second[0] ** 2 + second[1]
+
+
+def smooth_panels(
+    transition: Callable[[Tensor, Tensor], Transition], T: float, dtype: torch.dtype, device: torch.device
+) -> tuple[list[float], float]:
+    """Cut [0, T] where `transition(s, t) -> (a, variance)` over a whole panel differs from that over its halves.
+
+    Returns the ends of the panels, and the largest difference left (relative). Halving stops at panels too short to
+    matter, which end up around jumps and kinks; neighbours that are smooth together are joined again, but never across
+    such a place, which nodes can miss: a jump leaves two panels.
+    """
+
+    def gap(whole: Transition, parts: Transition) -> Tensor:
+        """The larger of both relative differences, `(B,)`; 0 where it is not finite: nothing to be gained there."""
+        gaps = [((w - p).abs() / p.abs().clamp(min=1e-300)).reshape(len(w), -1).max(1).values for w, p in
+                zip(whole, parts)]  # fmt: skip
+        return torch.nan_to_num(torch.maximum(*gaps), nan=0.0, posinf=0.0)
+
+    # a first look close enough to see a narrow pulse
+    ends = torch.linspace(0, T, FIRST_PANELS + 1, dtype=dtype, device=device)
+    pending = torch.stack([ends[:-1], ends[1:]], 1)
+    leaves, breaks, worst = [], [], 0.0
+    while len(pending):
+        low, high = pending.T
+        middle = 0.5 * (low + high)
+        error = gap(transition(low, high), compose(transition(low, middle), transition(middle, high)))
+        # a short panel weighs by its share of the whole
+        short = error * (high - low) / T < 1e-3 * PANEL_TOLERANCE
+        done = (error < PANEL_TOLERANCE) | short
+        if len(leaves) + 2 * len(pending) > MOST_PANELS:
+            worst = max(worst, float((error * ~done).max()))
+            done = torch.ones_like(done)
+        leaves += pending[done].tolist()
+        breaks += pending[short & (error >= PANEL_TOLERANCE)].mean(1).tolist()
+        low, middle, high = (edge[~done] for edge in (low, middle, high))
+        pending = torch.cat([torch.stack([low, middle], 1), torch.stack([middle, high], 1)])
+    leaves.sort()
+    edges = torch.tensor(leaves, dtype=dtype, device=device)
+    pieces = transition(edges[:, 0], edges[:, 1])
+    if not breaks:
+        everything = reduce(compose, (tuple(c[k : k + 1] for c in pieces) for k in range(len(leaves))))
+        if float(gap(transition(ends[:1], ends[-1:]), everything)) <= PANEL_TOLERANCE:
+            return [0.0, T], worst
+    kept, begin, joined = [0.0], edges[:1, 0], None
+    for k, (low, high) in enumerate(leaves):
+        rough = [b for b in breaks if low < b < high]
+        piece = tuple(c[k : k + 1] for c in pieces)
+        longer = piece if joined is None else compose(joined, piece)
+        whole = transition(begin, edges[k : k + 1, 1])
+        if joined is not None and not rough and float(gap(whole, longer)) > max(PANEL_TOLERANCE, worst):
+            kept.append(low)
+            begin, longer = edges[k : k + 1, 0], piece
+        joined = longer
+        if rough:
+            kept += rough
+            begin, joined = edges.new_tensor(rough[-1:]), None
+    return [*kept, T], worst
+
+
 class LinearSDE(SDE):
     """`dx = f(t) x dt + g(t) dw`: a subclass gives `drift_coeff(t)` and `diffusion_coeff(t)`, the rest is derived.
 
@@ -55,13 +126,15 @@ class LinearSDE(SDE):
 
     where `std_0` (0 unless the subclass sets it) is noise already in the data at time 0, as in the VE SDE. Both
     integrals are taken by Gauss-Legendre quadrature with 32 nodes scaled to the interval, in float64: exact to rounding
-    for smooth coefficients, also near `t = 0`. A discontinuous coefficient costs accuracy: then override
-    `marginal_coeffs` and `transition` with the closed form (`sde_score.testing.check_sde` compares them).
+    for smooth coefficients, also near `t = 0`. Where they are not smooth, the interval is first cut, once, at their
+    jumps and kinks until the quadrature's own error estimate is met; a warning tells the error where it cannot be.
+    Where a closed form is known, override `marginal_coeffs` and `transition` (`sde_score.testing.check_sde` compares).
 
     A coefficient is a scalar for each time, `(B,)`, or diagonal: `(B, C, ...)`, broadcasting against `x` from the left.
     """
 
     std_0: float = 0.0
+    _panel_ends: list[float] | None = None
     additive_noise = True
     can_denoise = True
 
@@ -137,7 +210,35 @@ class LinearSDE(SDE):
     # --- derived quantities
 
     def _transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`exp ∫ₛᵗ f` and the variance gathered between `s` and `t` of shape `(B,)`, in float64."""
+        """`exp ∫ₛᵗ f` and the variance gathered between `s` and `t` of shape `(B,)`, in float64, panel by panel."""
+        ends = torch.tensor(self._panels(s), dtype=s.dtype, device=s.device)
+        if len(ends) == 2:
+            return self._gauss(s, t)
+        low, high = (torch.clamp(v[:, None], ends[:-1], ends[1:]).reshape(-1) for v in (s, t))
+        means, variances = (c.reshape(len(s), len(ends) - 1, *c.shape[1:]) for c in self._gauss(low, high))
+        whole = means[:, 0], variances[:, 0]
+        for k in range(1, means.shape[1]):
+            whole = compose(whole, (means[:, k], variances[:, k]))
+        return whole
+
+    def _panels(self, like: Tensor) -> list[float]:
+        """Ends of the panels of [0, T] in each of which one set of nodes suffices: found once, where coefficients have
+        jumps or kinks, and [0, T] itself for smooth ones.
+        """
+        if self._panel_ends is None:
+            # constants of a subclass may live on the device of its data; `meta` has no values to look at
+            device = torch.device("cpu") if like.device.type == "meta" else like.device
+            self._panel_ends, error = smooth_panels(self._gauss, self.T, like.dtype, device)
+            if error > WARN_ABOVE:
+                warnings.warn(
+                    f"{type(self).__name__}: f or g is too rough to be integrated; the derived marginals have a "
+                    f"relative error of about {error:.1g}. Override marginal_coeffs and transition with closed forms.",
+                    stacklevel=2,
+                )
+        return self._panel_ends
+
+    def _gauss(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`_transition` by one set of Gauss-Legendre nodes."""
         points, weights, tails = (p.to(s) for p in _legendre(NODES))
         times = s[:, None] + (t - s)[:, None] * points
         f, g = (self._coeff(name, times.reshape(-1)) for name in ("drift_coeff", "diffusion_coeff"))
@@ -201,10 +302,36 @@ class LinearSDE(SDE):
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         return (0.5 * (low + high)).to(log_snr.dtype)
 
-    def denoise(self, score_fn: ScoreFn, x: Tensor, t: Tensor) -> Tensor:
-        """Posterior mean of the data, `E[x_0 | x_t] = (x + std² s(x, t))/m` (Tweedie's formula; Efron 2011)."""
+    def posterior_mean(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
+        """`E[x_0 | x_t = x] = (x + std² s)/m` (Tweedie's formula; Efron 2011)."""
         mean_coeff, std = (expand_like(c, x) for c in self.marginal_coeffs(t))
-        return (x + std**2 * score_fn(x, t)) / mean_coeff
+        return (x + std**2 * score) / mean_coeff
+
+    def reverse(self, score_fn: ScoreFn, *, eta: float = 1.0) -> SemiLinearReverse:
+        """As `SDE.reverse`, with the linear part and the score's part of the drift apart."""
+        return SemiLinearReverse(self, score_fn, eta=eta)
+
+
+class SemiLinearReverse(ReverseSDE):
+    """The reverse process of a linear SDE, `dx = [f(t) x + N(x, t)] dt + η g dw̄`, `N = −½(1 + η²) g² s(x, t)`.
+
+    What exponential integrators are made of: the linear part is solved exactly by `propagator`, and only `nonlinear`
+    asks the score. Coefficients are scalar or diagonal and broadcast against `x`.
+    """
+
+    sde: LinearSDE
+
+    def linear_coeff(self, x: Tensor, t: Tensor) -> Tensor:
+        """f(t)."""
+        return expand_like(self.sde._coeff("drift_coeff", t), x)
+
+    def nonlinear(self, x: Tensor, t: Tensor) -> Tensor:
+        """N(x, t)."""
+        return -0.5 * (1 + self.eta**2) * self.sde.apply_diffusion_sq(x, t, self.score_fn(x, t))
+
+    def propagator(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """`exp ∫ₛᵗ f = m(t)/m(s)`, for `t` before or after `s`."""
+        return expand_like(self.sde.marginal_coeffs(t)[0] / self.sde.marginal_coeffs(s)[0], x)
 
 
 class GaussianPathSDE(LinearSDE):
@@ -263,10 +390,11 @@ class GaussianPathSDE(LinearSDE):
         return torch.sqrt(torch.clamp(slope - 2 * self.drift_coeff(t) * variance, min=0))
 
     def marginal_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.alpha(t), self.sigma(t)
+        return self._coeff("alpha", t), self._coeff("sigma", t)
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         # σ_t² − a² σ_s² = σ_t² (1 − SNR_t/SNR_s), which keeps its precision where a quadrature near a pole of f would
         # not
-        variance = -torch.expm1(self.log_snr(t) - self.log_snr(s)) * self.sigma(t) ** 2
-        return self.alpha(t) / self.alpha(s), torch.sqrt(torch.where(s == t, 0.0, variance).clamp(min=0))
+        sigma, alpha = (self._coeff(name, t) for name in ("sigma", "alpha"))
+        variance = -torch.expm1(self.log_snr(t) - self.log_snr(s)) * sigma**2
+        return alpha / self._coeff("alpha", s), torch.sqrt(torch.where(s == t, 0.0, variance).clamp(min=0))

@@ -30,7 +30,7 @@ class Status(IntEnum):
     DONE = 0
     NOT_FINITE = 1
     STEP_TOO_SMALL = 2
-    TOO_MANY_STEPS = 3
+    TOO_MANY_EVALUATIONS = 3
 
 
 @dataclass
@@ -73,6 +73,7 @@ class ODEProgress:
 
 
 ODECallback = Callable[[ODEProgress], None]
+Projection = Callable[[Tensor, float, int], Tensor]
 
 
 class ODEError(RuntimeError):
@@ -97,6 +98,9 @@ class Solver(ABC):
 
     batch_coupled: bool = False
     """Does a sample's solution depend on its companions, as when all share one step size?"""
+    common_steps: bool = False
+    """Do all samples take the same steps, so that their states may be changed between two? Then `integrate` takes
+    `project`."""
 
     advice: str = "Try a looser tolerance, a larger t_min, or a fixed-step solver such as 'heun(steps=100)'."
 
@@ -108,6 +112,23 @@ class Solver(ABC):
     @abstractmethod
     def integrate(self, func: CountedFunc, x: Tensor, t0: float, t1: float, callback: ODECallback | None) -> ODEResult:
         """Solve from `t0` to `t1`, which differ and may come in either order."""
+
+
+def check_tolerances(solver: str, rtol: float, atol: float, x: Tensor) -> None:
+    """Refuse tolerances that the number format of `x` cannot resolve: no step would ever be good enough."""
+    eps = torch.finfo(x.dtype).eps
+    if rtol < 4 * eps and atol < 4 * eps * float(x.detach().abs().max()):
+        raise ValueError(
+            f"{solver}: rtol={rtol:g}, atol={atol:g} ask for more than {x.dtype} resolves ({eps:.1e}). Use float64, or "
+            "larger tolerances."
+        )
+
+
+def check_limit(solver: str, max_nfe: int) -> int:
+    """`max_nfe`, if it is a positive number."""
+    if max_nfe < 1:
+        raise ValueError(f"{solver}(max_nfe=...), the limit of evaluations, must be at least 1; got {max_nfe}.")
+    return int(max_nfe)
 
 
 class CountedFunc:
@@ -137,7 +158,7 @@ class CountedFunc:
 _REASONS = {
     Status.NOT_FINITE: "the right-hand side gave a NaN or an infinity just beyond",
     Status.STEP_TOO_SMALL: "the step fell below what the number format resolves (too stiff, or not smooth) at",
-    Status.TOO_MANY_STEPS: "the limit of steps was reached at",
+    Status.TOO_MANY_EVALUATIONS: "the limit of evaluations (max_nfe) was reached at",
 }
 
 
@@ -162,6 +183,7 @@ def solve_ode(
     *,
     solver: Solver | str = "dopri5",
     callback: ODECallback | None = None,
+    project: Projection | None = None,
 ) -> ODEResult:
     """Solve `dx/dt = func(x, t)` from `x` at `t0` to `t1`, forwards or backwards in time.
 
@@ -173,6 +195,7 @@ def solve_ode(
         t0, t1: start and end.
         solver: a `Solver` or a component spec, such as `"dopri5(rtol=1e-5, atol=1e-5)"` or `"heun(steps=50)"`.
         callback: called after each step with an `ODEProgress`.
+        project: `(x, t, step) -> x`, applied to the states after each step; for solvers with fixed steps.
 
     Returns:
         An `ODEResult`.
@@ -199,7 +222,13 @@ def solve_ode(
     if t0 == t1 or len(x) == 0:
         zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return ODEResult(x, torch.full((len(x),), t1, device=x.device), zeros, zeros, zeros, zeros, 0)
-    result = solver.integrate(CountedFunc(func), x, t0, t1, callback)
+    if project is not None and not solver.common_steps:
+        raise ValueError(
+            f"{type(solver).__name__} gives each sample steps of its own, so nothing can be applied between them; "
+            "choose a solver with fixed steps, such as 'heun(steps=50)'."
+        )
+    extra = {} if project is None else {"project": project}
+    result = solver.integrate(CountedFunc(func), x, t0, t1, callback, **extra)
     if solver.on_failure == "raise" and not result.success.all():
         raise _failure(solver, result)
     return result

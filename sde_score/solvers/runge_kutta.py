@@ -9,12 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
 
-from sde_score.solvers.base import SOLVERS, CountedFunc, ODECallback, ODEProgress, ODEResult, Solver, Status
-from sde_score.tensors import expand_like
+from sde_score.solvers.base import (
+    SOLVERS,
+    CountedFunc,
+    ODECallback,
+    ODEProgress,
+    ODEResult,
+    Projection,
+    Solver,
+    Status,
+    check_limit,
+    check_tolerances,
+)
+from sde_score.tensors import expand_like, rows
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ def combine(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
 
 def _finite(x: Tensor) -> Tensor:
     """Which samples hold finite numbers only, `(B,)`."""
-    return torch.isfinite(x.detach()).reshape(len(x), -1).all(1)
+    return torch.isfinite(rows(x.detach())).all(1)
 
 
 def same_time(x: Tensor, t: float) -> Tensor:
@@ -108,6 +120,7 @@ class FixedStep(Solver):
     """
 
     tableau: Tableau
+    common_steps = True
     advice = "Try more steps, a larger t_min, or 'dopri5', and look whether the right-hand side is finite there."
 
     def __init__(self, steps: int = 100, *, power: float = 1.0, on_failure: str = "raise") -> None:
@@ -141,7 +154,15 @@ class FixedStep(Solver):
 
         return advance
 
-    def integrate(self, func: CountedFunc, x: Tensor, t0: float, t1: float, callback: ODECallback | None) -> ODEResult:
+    def integrate(
+        self,
+        func: CountedFunc,
+        x: Tensor,
+        t0: float,
+        t1: float,
+        callback: ODECallback | None,
+        project: Projection | None = None,
+    ) -> ODEResult:
         advance = self.stepper(func, t0, t1)
         t = same_time(x, t0)
         good = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -153,7 +174,10 @@ class FixedStep(Solver):
             nfe = nfe + good * (func.calls - calls)
             good = good & _finite(x_next)
             x = torch.where(expand_like(good, x), x_next, x)  # a sample with a NaN stays at its last good state
-            t = torch.where(good, self.time((k + 1) / self.steps, t0, t1)[0], t)
+            reached = self.time((k + 1) / self.steps, t0, t1)[0]
+            if project is not None:
+                x = project(x, reached, k + 1)
+            t = torch.where(good, reached, t)
             done = done + good
             if callback is not None:
                 callback(ODEProgress(k + 1, t, x, func.calls))
@@ -199,7 +223,7 @@ class AdaptiveStep(Solver):
 
     Args:
         rtol, atol: relative and absolute tolerance of one step.
-        max_steps: limit of steps, accepted or not, of any sample.
+        max_nfe: limit of evaluations for any sample.
         control: `"sample"`: each sample has its own step; `"batch"`: one step and one error norm for the whole batch,
             as in the published samplers, where each result depends a little on its companions.
         first_step: size of the first step to try; found from the derivatives when None.
@@ -212,13 +236,14 @@ class AdaptiveStep(Solver):
         "'heun(steps=200)'; and look whether the right-hand side is finite and smooth there."
     )
     SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
+    CREEPING = 100  # accepted steps in a row that do not move the time
 
     def __init__(
         self,
         rtol: float = 1e-5,
         atol: float = 1e-5,
         *,
-        max_steps: int = 10_000,
+        max_nfe: int = 10_000,
         control: str = "sample",
         first_step: float | None = None,
         on_failure: str = "raise",
@@ -229,27 +254,20 @@ class AdaptiveStep(Solver):
             raise ValueError(f"{name}: rtol and atol must be at least 0 and not both 0; got rtol={rtol}, atol={atol}.")
         if control not in ("sample", "batch"):
             raise ValueError(f"{name}(control=...) is 'sample' or 'batch'; got {control!r}.")
-        if max_steps < 1:
-            raise ValueError(f"{name}(max_steps=...) must be at least 1; got {max_steps}.")
         if first_step is not None and not first_step > 0:
             raise ValueError(
                 f"{name}(first_step=...) must be positive, whatever the direction of time; got {first_step}."
             )
-        self.rtol, self.atol, self.max_steps, self.control, self.first_step = (
-            float(rtol),
-            float(atol),
-            int(max_steps),
-            control,
-            first_step,
-        )
+        self.rtol, self.atol, self.max_nfe = float(rtol), float(atol), check_limit(name, max_nfe)
+        self.control, self.first_step = control, first_step
         self.batch_coupled = control == "batch"
 
     def _norm(self, x: Tensor) -> Tensor:
         """Root mean square of each sample, or of the whole batch for all, `(B,)`."""
         if self.control == "batch":
             return (torch.linalg.vector_norm(x) / max(x.numel(), 1) ** 0.5).expand(len(x))
-        rows = x.reshape(len(x), -1)
-        return torch.linalg.vector_norm(rows, dim=1) / max(rows.shape[1], 1) ** 0.5
+        flat = rows(x)
+        return torch.linalg.vector_norm(flat, dim=1) / max(flat.shape[1], 1) ** 0.5
 
     @torch.no_grad()
     def _first_step(self, func: CountedFunc, x: Tensor, f: Tensor, t: Tensor, t1: float) -> Tensor:
@@ -275,11 +293,7 @@ class AdaptiveStep(Solver):
 
     def integrate(self, func: CountedFunc, x: Tensor, t0: float, t1: float, callback: ODECallback | None) -> ODEResult:
         eps = torch.finfo(x.dtype).eps
-        if self.rtol < 4 * eps and self.atol < 4 * eps * float(x.detach().abs().max()):
-            raise ValueError(
-                f"{type(self).__name__}: rtol={self.rtol:g}, atol={self.atol:g} ask for more than {x.dtype} resolves "
-                f"({eps:.1e}). Use float64, or larger tolerances."
-            )
+        check_tolerances(type(self).__name__, self.rtol, self.atol, x)
         tableau = self.tableau
         beta = 0.2 / tableau.order  # strength of the integral part; 0.04 for order 5 as in DOPRI5
         alpha = 1 / tableau.order - 0.75 * beta
@@ -294,10 +308,15 @@ class AdaptiveStep(Solver):
         status = torch.where(active, int(Status.DONE), int(Status.NOT_FINITE))
         h = self._first_step(func, x, f, t, t1)
         nfe = torch.full((len(x),), func.calls, dtype=torch.long, device=x.device)
-        steps, rejected = torch.zeros_like(nfe), torch.zeros_like(nfe)
+        steps, rejected, creeping = torch.zeros_like(nfe), torch.zeros_like(nfe), torch.zeros_like(nfe)
+        cost = len(tableau.a) + (not tableau.fsal)  # evaluations of a step
         previous = torch.full_like(t, 1e-4)  # error of the last accepted step
 
-        for step in range(1, self.max_steps + 1):
+        for step in count(1):
+            spent = active & (nfe + cost > self.max_nfe)
+            status, active = torch.where(spent, int(Status.TOO_MANY_EVALUATIONS), status), active & ~spent
+            if not active.any():  # the one synchronisation of the step
+                break
             remaining = (t1 - t).abs()
             last = 1.01 * h >= remaining  # stretch a little rather than leave a tiny step
             h = torch.where(active, torch.where(last, remaining, h), torch.zeros_like(h))
@@ -332,9 +351,13 @@ class AdaptiveStep(Solver):
                 steps += accept
                 rejected += active & ~accept
                 previous = torch.where(accept, error.clamp(min=1e-4), previous)
+                # accepted steps that do not move the time, as where the derivative is enormous, lead nowhere either
+                tiny = h < torch.clamp(4 * eps * t.abs(), min=1e-3 * smallest)
+                creeping = torch.where(accept, torch.where(tiny, creeping + 1, 0), creeping)
                 h = h * factor
                 # a step must move the time as the function sees it, in the precision of x
                 stuck = active & ~accept & (h < torch.clamp(10 * eps * t.abs(), min=eps * smallest))
+                stuck = stuck | (active & (creeping >= self.CREEPING))
                 reason = torch.where(known, int(Status.STEP_TOO_SMALL), int(Status.NOT_FINITE))
                 status = torch.where(stuck, reason, status)
                 active = active & ~stuck & ~(accept & last)
@@ -343,9 +366,6 @@ class AdaptiveStep(Solver):
             x, f, t = torch.where(take, x_next, x), torch.where(take, f_next, f), torch.where(accept, end, t)
             if callback is not None:
                 callback(ODEProgress(step, t, x, func.calls))
-            if not active.any():  # the one synchronisation of the step
-                break
-        status = torch.where(active, int(Status.TOO_MANY_STEPS), status)
         return ODEResult(x, t, status, nfe, steps, rejected, func.calls)
 
 

@@ -8,8 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_score.solvers.base import SOLVERS, CountedFunc, ODECallback, ODEProgress, ODEResult, Solver, Status
+from sde_score.solvers.base import (
+    SOLVERS,
+    CountedFunc,
+    ODECallback,
+    ODEProgress,
+    ODEResult,
+    Solver,
+    Status,
+    check_limit,
+    check_tolerances,
+)
+from sde_score.tensors import rows
 
+CREEPING = 100  # accepted steps in a row that do not move the time
 METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 
 
@@ -26,7 +38,7 @@ class SciPySolver(Solver):
         rtol, atol: relative and absolute tolerance.
         per_sample: each sample is a system with its own steps, and its result does not depend on its companions.
             False: one system and one error norm for the whole batch, as published.
-        max_steps: limit of accepted steps.
+        max_nfe: limit of evaluations of each system.
         on_failure: see `Solver`.
     """
 
@@ -37,13 +49,16 @@ class SciPySolver(Solver):
         atol: float = 1e-5,
         *,
         per_sample: bool = True,
-        max_steps: int = 100_000,
+        max_nfe: int = 10_000,
         on_failure: str = "raise",
     ) -> None:
         super().__init__(on_failure=on_failure)
         if method not in METHODS:
             raise ValueError(f"scipy(method=...) is one of {', '.join(METHODS)}; got {method!r}.")
-        self.method, self.rtol, self.atol, self.max_steps = method, float(rtol), float(atol), int(max_steps)
+        if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
+            raise ValueError(f"scipy: rtol and atol must be at least 0 and not both 0; got rtol={rtol}, atol={atol}.")
+        self.method, self.rtol, self.atol = method, float(rtol), float(atol)
+        self.max_nfe = check_limit("scipy", max_nfe)
         self.per_sample = per_sample
         self.batch_coupled = not per_sample
 
@@ -56,24 +71,22 @@ class SciPySolver(Solver):
             raise ValueError(
                 "Gradients do not pass through the solver 'scipy'. Use 'dopri5', or call it under torch.no_grad()."
             )
-        rows = x.detach().reshape(len(x), -1).to("cpu", torch.float64).numpy()
-        systems = [row[None] for row in rows] if self.per_sample else [rows]
-        paths = [_Path(self, system, t0, t1) for system in systems]
-        meeting = _Meeting(paths)
+        check_tolerances(f"scipy(method={self.method!r})", self.rtol, self.atol, x)
+        states = rows(x.detach()).to("cpu", torch.float64).numpy()
+        systems = [state[None] for state in states] if self.per_sample else [states]
+        smallest = 1e-3 * torch.finfo(x.dtype).eps * abs(t1 - t0)
+        paths = [_Path(self, system, t0, t1, smallest) for system in systems]
         low, high = min(t0, t1), max(t0, t1)
-        while (asked := meeting.requests()) is not None:
-            times = np.clip(np.concatenate([np.full(len(p.y), t) for p, (t, _) in zip(paths, asked)]), low, high)
-            states = np.concatenate([y.reshape(p.y.shape) for p, (_, y) in zip(paths, asked)])
-            states, times = torch.from_numpy(states).reshape(x.shape).to(x), torch.from_numpy(times).to(x)
-            try:
-                values = func(states, times).detach().reshape(len(x), -1).to("cpu", torch.float64).numpy()
-            except BaseException:
-                meeting.leave()
-                raise
-            meeting.answer(np.split(values, np.cumsum([len(p.y) for p in paths])[:-1]))
-            if callback is not None:
-                reached = torch.from_numpy(np.concatenate([np.full(len(p.y), p.t) for p in paths])).to(x)
-                callback(ODEProgress(max(p.steps for p in paths), reached, self._states(paths, x), func.calls))
+        with _Meeting(paths) as meeting:
+            while (asked := meeting.requests()) is not None:
+                times = np.clip(np.concatenate([np.full(len(p.y), t) for p, (t, _) in zip(paths, asked)]), low, high)
+                states = np.concatenate([y.reshape(p.y.shape) for p, (_, y) in zip(paths, asked)])
+                states, times = torch.from_numpy(states).reshape(x.shape).to(x), torch.from_numpy(times).to(x)
+                values = rows(func(states, times).detach()).to("cpu", torch.float64).numpy()
+                meeting.answer(np.split(values, np.cumsum([len(p.y) for p in paths])[:-1]))
+                if callback is not None:
+                    reached = torch.from_numpy(np.concatenate([np.full(len(p.y), p.t) for p in paths])).to(x)
+                    callback(ODEProgress(max(p.steps for p in paths), reached, self._states(paths, x), func.calls))
 
         def each(name: str) -> Tensor:
             return torch.tensor([getattr(p, name) for p in paths for _ in p.y], device=x.device)
@@ -98,27 +111,32 @@ class _Left(Exception):
     """Ends a path's thread when the meeting is over."""
 
 
-class _NotFinite(Exception):
-    """Leaves SciPy's loop when the right-hand side is not finite: SciPy would never come back from a NaN."""
+class _Stopped(Exception):
+    """Leaves SciPy's loop for a reason of ours; SciPy would never come back from a NaN, and knows no limit."""
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
 
 
 class _Path:
     """One system that SciPy solves, in a thread of its own: SciPy calls its right-hand side, the network wants
     batches."""
 
-    def __init__(self, solver: SciPySolver, y: np.ndarray, t0: float, t1: float) -> None:
-        self.solver, self.y, self.t, self.t1 = solver, y, t0, t1
-        self.steps = self.nfe = 0
+    def __init__(self, solver: SciPySolver, y: np.ndarray, t0: float, t1: float, smallest: float) -> None:
+        self.solver, self.y, self.t, self.t1, self.smallest = solver, y, t0, t1, smallest
+        self.steps = self.nfe = self.creeping = 0
         self.status = int(Status.DONE)
         self.meeting: _Meeting | None = None
         self.request: tuple[float, np.ndarray] = (t0, y)
         self.value: np.ndarray | None = None
 
     def right_hand_side(self, t: float, y: np.ndarray) -> np.ndarray:
+        if self.nfe == self.solver.max_nfe:
+            raise _Stopped(Status.TOO_MANY_EVALUATIONS)
         value = self.meeting.ask(self, float(t), y)
         self.nfe += 1
         if not np.isfinite(value).all():
-            raise _NotFinite
+            raise _Stopped(Status.NOT_FINITE)
         return value.reshape(-1)
 
     def run(self) -> None:
@@ -130,21 +148,20 @@ class _Path:
                 self.right_hand_side, self.t, self.y.reshape(-1), self.t1, **settings
             )
             while scheme.status == "running":
-                if self.steps == self.solver.max_steps:
-                    self.status = int(Status.TOO_MANY_STEPS)
-                    break
                 scheme.step()
                 if scheme.status == "failed":
-                    self.status = int(Status.STEP_TOO_SMALL)
-                    break
+                    raise _Stopped(Status.STEP_TOO_SMALL)
+                self.creeping = self.creeping + 1 if abs(scheme.t - self.t) < self.smallest else 0
                 self.t, self.y, self.steps = float(scheme.t), scheme.y.reshape(self.y.shape), self.steps + 1
-        except _NotFinite:
-            self.status = int(Status.NOT_FINITE)
+                if self.creeping >= CREEPING and scheme.status == "running":
+                    raise _Stopped(Status.STEP_TOO_SMALL)
+        except _Stopped as stopped:
+            self.status = int(stopped.status)
 
 
 class _Meeting:
     """Where the paths' requests become one batch. A path that is done keeps its place: its last state is evaluated
-    along, unused."""
+    along, unused. Leaving the `with` block ends all threads, whatever happened in it."""
 
     def __init__(self, paths: list[_Path]) -> None:
         self.paths, self.over = paths, False
@@ -154,7 +171,19 @@ class _Meeting:
         self.error: BaseException | None = None
         for path in paths:
             path.meeting = self
-            threading.Thread(target=self._run, args=(path,), daemon=True).start()
+        self.threads = [threading.Thread(target=self._run, args=(path,), daemon=True) for path in paths]
+
+    def __enter__(self) -> _Meeting:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self.condition:
+            self.over = True
+            self.condition.notify_all()
+        for thread in self.threads:
+            thread.join()
 
     def _run(self, path: _Path) -> None:
         try:
@@ -193,10 +222,4 @@ class _Meeting:
                 if id(path) in self.waiting:
                     path.value = value
             self.waiting.clear()
-            self.condition.notify_all()
-
-    def leave(self) -> None:
-        """Let all threads end."""
-        with self.condition:
-            self.over = True
             self.condition.notify_all()

@@ -1,21 +1,24 @@
 """Checkpoints: written whole or not at all, verified when read, and never executed.
 
 A checkpoint is one file `checkpoints/step_00002000.pt`: the zip archive of `torch.save`, holding tensors, plain
-values and JSON strings only, so that it can be read with `weights_only=True`. The archive carries a CRC-32 of each of
-its records; they are compared before anything is used. A file appears under its name only when it is complete and on
-the disk (temporary name, fsync, rename, fsync of the folder), so a process killed at any moment leaves the earlier
-checkpoints as they were.
+values and JSON strings only, so that it can be read with `weights_only=True`, and behind it the line
+
+    sha256:0123...  (64 digits)
+
+the SHA-256 of all bytes before that line, which is compared before a tensor is used. (By hand: `head -c -73 FILE |
+sha256sum`.) A file appears under its name only when it is complete and on the disk (temporary name, fsync, rename,
+fsync of the folder), so a process killed at any moment leaves the earlier checkpoints as they were.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pickle
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +27,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-FORMAT = 1  # raised when a reader of this file would misunderstand a newer one
+from sde_score.files import DamagedArchive, SameFolder, check_archive, first_line, write_atomically, write_bytes
+
+FORMAT = 2  # raised when a reader of this file would misunderstand a newer one; 1 had no digest
+SEAL = b"\nsha256:"
 _NAME = re.compile(r"step_(\d+)\.pt")
 
 
@@ -83,6 +89,7 @@ class CheckpointStore:
             raise ValueError(
                 f"`CheckpointStore(keep=...)` must be at least 1, got {keep}; 2 or more survive a damaged newest file."
             )
+        self.run_dir = SameFolder(Path(run_dir))
         self.folder = Path(run_dir) / "checkpoints"
         self.keep = keep
         self.permanent_every = permanent_every
@@ -97,14 +104,17 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: when the disk is full or not writable; earlier checkpoints stay as they were.
+            FolderGone: when the run directory was deleted or moved; it is not made again.
         """
+        self.run_dir.check()
         path = self.folder / f"step_{state['step']:08d}.pt"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+            self.folder.mkdir(exist_ok=True)
+            write_atomically(path, lambda file: _write_sealed({"format": FORMAT, **state}, file))
             latest = json.dumps({"file": path.name, "step": state["step"]})
-            write_atomically(self.folder / "latest.json", lambda file: file.write(latest.encode() + b"\n"))
+            write_bytes(self.folder / "latest.json", latest.encode() + b"\n")
         except OSError as error:
+            self.run_dir.check()
             raise CheckpointError(self._cannot_write(path, error)) from error
         self._forget_old()
         return path
@@ -113,18 +123,21 @@ class CheckpointStore:
         """The newest good checkpoint, or None where the run has none yet.
 
         A damaged one is reported and the one before it is taken. With `repair` (the run itself, not a mere reader)
-        the damaged file is renamed to `*.damaged`, and what a killed process left half-written is removed.
+        the damaged file is renamed to `*.damaged`, what a killed process left half-written is removed, and the folder
+        is made where there is none.
 
         Raises:
             CheckpointError: when there are checkpoints and none is good, or one of them holds code.
         """
-        if repair and self.folder.is_dir():
+        if repair:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.run_dir.check()
             for leftover in self.folder.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
         found = self.files()
         for path in reversed(found):
             try:
-                return read_checkpoint(path)
+                return read_checkpoint(path, say=self.say)
             except DamagedCheckpoint as error:
                 self.say(f"{error} Falling back to the checkpoint before it.")
                 if repair:
@@ -192,104 +205,136 @@ def load_checkpoint(where: str | os.PathLike[str], *, say: Callable[[str], None]
         raise FileNotFoundError(
             f"No checkpoint {path}. Give a run directory, or a file such as {path.parent / 'step_00002000.pt'}."
         )
-    return read_checkpoint(path)
+    return read_checkpoint(path, say=say)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Verify one file and read it; see `load_checkpoint`."""
-    _verify(path)
+def read_checkpoint(path: Path, *, say: Callable[[str], None] = print) -> Checkpoint:
+    """Verify one file and read it; see `load_checkpoint`. `say` is told of a file that has no digest."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # one opened file: what is read is what was verified
+            sealed = _verify(file, path)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise UnsafeCheckpoint(
             f"{path} holds more than tensors and plain values, as a checkpoint of this library never does. It was "
             "refused and nothing in it was executed. If it comes from another program, convert it there to a plain "
-            f"state dict. ({_first_line(error)})"
+            f"state dict. ({first_line(error)})"
         ) from error
-    except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
-        raise DamagedCheckpoint(f"Checkpoint {path} is damaged ({_first_line(error)}).") from error
-    if not isinstance(state, dict) or "format" not in state:
+    except OSError as error:
+        raise CheckpointError(f"Cannot read checkpoint {path}: {error.strerror or error}.") from error
+    except Exception as error:  # whatever torch makes of arbitrary bytes
+        raise DamagedCheckpoint(f"Checkpoint {path} is damaged ({first_line(error)}).") from error
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
         raise CheckpointError(f"{path} is a torch file, but not a checkpoint of a training run of this library.")
     if state["format"] > FORMAT:
         raise CheckpointError(
             f"{path} was written by a newer version (format {state['format']}, known: {FORMAT}). Update sde_score."
         )
-    config = json.loads(state["config"]) if state.get("config") else None
-    names = ("step", "model", "ema", "optimizer", "progress", "rng", "codec")
-    return Checkpoint(path=path, config=config, **{key: state[key] for key in names if key in state})
+    if not sealed and state["format"] >= 2:
+        raise DamagedCheckpoint(f"Checkpoint {path} is damaged: the digest at its end is missing.")
+    if not sealed:
+        say(
+            f"Checkpoint {path} is of format {state['format']}, which has no digest: its records agree with their "
+            "checksums, other bytes are not covered. The next checkpoint of the run will have one."
+        )
+    return _checkpoint(path, state)
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write(file)` produce the file `path`, which appears whole or not at all, also when the power fails.
+def _checkpoint(path: Path, state: dict[str, Any]) -> Checkpoint:
+    """The entries of a file as a `Checkpoint`, after a look at the type of each."""
 
-    Raises:
-        OSError: what the system said; the temporary file is removed and an earlier `path` is left alone.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
+    def refuse(key: str, wanted: str) -> CheckpointError:
+        found = f"is of type {type(state[key]).__name__}" if key in state else "is missing"
+        return CheckpointError(f"{path} cannot be used: its entry {key!r} {found}; it must be {wanted}.")
+
+    if type(state.get("step")) is not int or state["step"] < 0:
+        raise refuse("step", "a whole number")
+    if not _is_state_dict(state.get("model")):
+        raise refuse("model", "a state dict: tensors by name")
+    ema = state.get("ema")
+    if ema is not None and not (isinstance(ema, dict) and _is_state_dict(ema.get("model")) and "num_updates" in ema):
+        raise refuse("ema", "None, or a dict with the keys num_updates and model")
+    optimizer = state.get("optimizer")
+    if optimizer is not None and not (isinstance(optimizer, dict) and {"state", "param_groups"} <= optimizer.keys()):
+        raise refuse("optimizer", "None, or a dict with the keys state and param_groups")
+    for key in ("progress", "rng"):
+        if not isinstance(state.get(key, {}), dict):
+            raise refuse(key, "a dict")
+    if not isinstance(state.get("codec"), dict | None):
+        raise refuse("codec", "None, or a dict")
+    config = state.get("config")
     try:
-        with open(temporary, "wb") as file:
-            guard = _Guard(file)
-            write(guard)  # type: ignore[arg-type]
-            if guard.error is not None:
-                raise guard.error
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+        config = json.loads(config) if config else None
+    except (TypeError, ValueError, RecursionError):
+        raise refuse("config", "the text of a JSON object") from None
+    if not isinstance(config, dict | None):
+        raise refuse("config", "the text of a JSON object")
+    names = ("step", "model", "ema", "optimizer", "progress", "rng", "codec")
+    known = {key: state[key] for key in names if key in state}
+    return Checkpoint(path=path, config=config, **known)
 
 
-class _Guard:
-    """A file for `torch.save` that remembers the first error of the system, and lets the C++ writer come to its end
-    undisturbed.
-    """
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+# The digest
+
+
+class _Hashed:
+    """A file for `torch.save` that takes the SHA-256 of what passes."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.error: OSError | None = None
+        self.file, self.digest = file, hashlib.sha256()
 
     def write(self, data: Any) -> int:
-        if self.error is None:
-            try:
-                self.file.write(data)
-            except OSError as error:
-                self.error = error
-        return memoryview(data).nbytes
+        self.digest.update(data)
+        return self.file.write(data)
 
     def flush(self) -> None:
-        if self.error is None:
-            try:
-                self.file.flush()
-            except OSError as error:
-                self.error = error
+        self.file.flush()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last; a system that cannot open folders (Windows) does without."""
+def _write_sealed(state: Mapping[str, Any], file: IO[bytes]) -> None:
+    """The archive of `torch.save`, and after its end (where readers of zip archives look no further) its digest."""
+    hashed = _Hashed(file)
+    torch.save(state, hashed)
+    file.write(_seal(hashed.digest.hexdigest()))
+
+
+def _seal(digest: str) -> bytes:
+    return SEAL + digest.encode() + b"\n"
+
+
+def _verify(file: IO[bytes], path: Path) -> bool:
+    """Compare the file with its digest, or where it has none, the archive with its own checksums; whether it had one.
+
+    Raises:
+        DamagedCheckpoint: where anything differs.
+    """
+    size = len(_seal("0" * 64))
+    content = file.seek(0, os.SEEK_END) - size
+    seal = b""
+    if content > 0:
+        file.seek(content)
+        seal = file.read(size)
+    file.seek(0)
+    if seal.startswith(SEAL):
+        digest = hashlib.sha256()
+        while content > 0 and (block := file.read(min(content, 2**20))):
+            digest.update(block)
+            content -= len(block)
+        if seal != _seal(digest.hexdigest()):
+            raise DamagedCheckpoint(
+                f"Checkpoint {path} is damaged: its bytes have changed since it was written (their SHA-256 is not the "
+                "one at the end of the file)."
+            )
+        file.seek(0)
+        return True
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _verify(path: Path) -> None:
-    """Compare each record of the archive with its CRC-32 (torch itself does not)."""
-    try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            bad = archive.testzip()
-    except (PermissionError, FileNotFoundError) as error:
-        raise CheckpointError(f"Cannot read checkpoint {path}: {error.strerror}.") from error
-    except Exception as error:  # whatever zipfile makes of arbitrary bytes
-        raise DamagedCheckpoint(f"Checkpoint {path} is damaged or incomplete ({_first_line(error)}).") from error
-    if bad is not None:
-        raise DamagedCheckpoint(f"Checkpoint {path} is damaged: the checksum of its record {bad!r} is wrong.")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        check_archive(file)
+    except DamagedArchive as error:
+        raise DamagedCheckpoint(f"Checkpoint {path} is damaged or incomplete: {error}.") from error
+    return False

@@ -88,7 +88,8 @@ class Cadence:
         log: a line of metrics.
         checkpoint: a checkpoint; 0: after the last step only.
         actions: pairs `(every, action)`. `action(state)` is called every so many steps and after the last one, on the
-            main process; the numbers it returns go to the metrics. Sample grids and validation come in here.
+            main process, after the checkpoint of the step; the numbers it returns go to the metrics. Sample grids and
+            validation come in here. It must be a function of the state: a run killed in it does it again.
     """
 
     log: int = 100

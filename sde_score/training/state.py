@@ -43,7 +43,7 @@ class Window:
 @dataclass
 class TrainState:
     """Model, EMA, optimiser and counters. `step` counts finished steps, skipped ones included; `samples` those of all
-    processes.
+    processes. `closed`: what is due after the step, its line of the metrics and its actions, has been done.
     """
 
     model: nn.Module
@@ -55,6 +55,7 @@ class TrainState:
     skipped_in_a_row: int = 0
     seconds: float = 0.0
     window: Window = field(default_factory=Window)
+    closed: bool = True
     codec: dict[str, Any] | None = None  # tensors and plain values, saved along
 
     _COUNTERS = ("samples", "skipped", "skipped_in_a_row", "seconds")
@@ -63,6 +64,7 @@ class TrainState:
         """Tensors, plain values and JSON strings."""
         progress: dict[str, Any] = {name: getattr(self, name) for name in self._COUNTERS}
         progress["window"] = dict(vars(self.window))
+        progress["closed"] = self.closed
         rng: dict[str, Any] = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             rng["cuda"] = list(torch.cuda.get_rng_state_all())
@@ -95,9 +97,13 @@ class TrainState:
             self.ema.load_state_dict(checkpoint.ema)
         self._load_optimizer(checkpoint)
         self.step = checkpoint.step
-        for name in self._COUNTERS:
-            setattr(self, name, checkpoint.progress[name])
-        self.window = Window(**checkpoint.progress["window"])
+        try:
+            for name in self._COUNTERS:
+                setattr(self, name, checkpoint.progress[name])
+            self.window = Window(**checkpoint.progress["window"])
+            self.closed = checkpoint.progress.get("closed", True)  # format 1: the checkpoint was written last
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{checkpoint.path} cannot be used: its entry 'progress' lacks {error}.") from error
         if "torch" in checkpoint.rng:
             torch.set_rng_state(checkpoint.rng["torch"])
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sde_score.files import first_line
 from sde_score.models.ema import EMA
 from sde_score.tensors import mix_seed
 from sde_score.training import distributed
@@ -163,6 +164,10 @@ class Trainer:
 
     def _loop(self, parallel: nn.Module, stop: StopSignal, progress: TrainingProgress) -> str:
         state = self.state
+        self.model.train()
+        if not state.closed:  # killed after the checkpoint of this step, before its line and its actions were done
+            self.set_learning_rate(state.step - 1)
+            self.close_step(None)
         started = time.monotonic() - state.seconds
         cap = math.inf if self.max_seconds is None else self.max_seconds
         if state.step < self.steps and state.seconds >= cap:
@@ -174,23 +179,34 @@ class Trainer:
             late = distributed.is_main() and time.monotonic() - started >= cap
             return late or stop.asked
 
-        self.model.train()
         while state.step < self.steps:
             loss, samples, stopping = self.advance(parallel, wants_stop)
             state.seconds = time.monotonic() - started
             progress.advance(loss, samples)
-            if state.step == self.steps or _due(state.step, self.log_every):
-                self.log(progress.take_rate())
-            self.act()
-            # The checkpoint comes last: all lines and pictures up to its step exist, and a killed run repeats the rest.
+            state.closed = False
+            # The checkpoint comes first, so that nothing that fails after it costs it. It says that its step is not
+            # closed: a run that goes on from it drops the lines of that step, and does again what is due after it.
             # In a row of failing steps none is written, so that the weights from before it are not pushed out.
             due = _due(state.step, self.checkpoint_every) and not state.skipped_in_a_row
             if stopping or due or state.step == self.steps:
                 self.save()
+            self.close_step(progress)
             if stopping and state.step < self.steps:
                 return self._ended_early(late and not stop.asked)
         self.say(f"Training done: {state.step} steps in {state.seconds:.0f} s, {state.skipped} skipped.")
         return "done"
+
+    def close_step(self, progress: TrainingProgress | None) -> None:
+        """The line of the metrics and the actions that are due after a step. `progress` knows the speed; None: a run
+        that goes on does not.
+        """
+        state = self.state
+        if state.step == self.steps or _due(state.step, self.log_every):
+            self.log(None if progress is None else progress.take_rate())
+        self.act()
+        state.closed = True
+        if state.step == self.steps:
+            self.save()  # once more, so that a finished run that is started again does not repeat its last pictures
 
     def advance(self, parallel: nn.Module, wants_stop: Callable[[], bool] = lambda: False) -> tuple[float, int, bool]:
         """One step of training; the loss, the number of samples and whether any process wants to stop.
@@ -323,13 +339,13 @@ class Trainer:
             newest = self.checkpoints.load_newest(repair=True)
         path = distributed.share(newest.path if newest is not None else None)
         if path is not None:
-            checkpoint = newest if newest is not None else read_checkpoint(path)
+            checkpoint = newest if newest is not None else read_checkpoint(path, say=self.say)
             self.state.load(checkpoint)
             self.say(f"Going on from {checkpoint.path} at step {self.state.step} of {self.steps}.")
         for writer in self.writers:
-            writer.rewind(self.state.step)
+            writer.rewind(self.state.step if self.state.closed else self.state.step - 1)
 
-    def log(self, rate: float) -> None:
+    def log(self, rate: float | None) -> None:
         """One line of metrics: means since the last line, and counters."""
         state = self.state
         values = {
@@ -338,18 +354,28 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "samples": state.samples,
             "skipped": state.skipped,
-            "images_per_second": round(rate, 2),
+            "images_per_second": None if rate is None else round(rate, 2),
         }
         for writer in self.writers:
             writer.write(state.step, values)
 
     def act(self) -> None:
-        """Run the actions that are due, and put the model back into training mode after them."""
+        """Run the actions that are due, and put the model back into training mode after them. One that fails is
+        reported, and training goes on.
+        """
         step = self.state.step
         for every, action in self.actions:
             if step == self.steps or _due(step, every):
-                values = action(self.state)
-                self.model.train()
+                values = None
+                try:
+                    values = action(self.state)
+                except Exception as error:
+                    if self.checkpoints is not None:
+                        self.checkpoints.run_dir.check()  # a run directory that is gone ends the training
+                    name = getattr(action, "__qualname__", type(action).__name__)
+                    self.say(f"Step {step}: the action {name} failed, training goes on ({first_line(error)}).")
+                finally:
+                    self.model.train()
                 if values:
                     for writer in self.writers:
                         writer.write(step, values)

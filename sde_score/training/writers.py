@@ -8,10 +8,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from sde_score.training.checkpoint import write_atomically
+from sde_score.files import FolderGone, SameFolder, write_bytes
 
 
 class MetricsWriter(Protocol):
@@ -24,9 +25,7 @@ class MetricsWriter(Protocol):
         """Forget everything after `step`, since the run goes on from there. Called once, before the first `write`."""
 
     def flush(self) -> None:
-        """Put everything on the disk. Called before a checkpoint is written, so that no line it relies on is lost,
-        and at the end.
-        """
+        """Put everything on the disk. Called before a checkpoint is written, so that no line it relies on is lost."""
 
 
 class JSONLWriter:
@@ -36,26 +35,29 @@ class JSONLWriter:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.folder = SameFolder(self.path.parent)
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Append a line. Raises `FolderGone` where the folder was deleted or moved: it is not made again."""
         clean = {key: value if value is None or math.isfinite(value) else None for key, value in values.items()}
-        with open(self.path, "a", encoding="utf-8") as file:
+        with self.folder, open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **clean}) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop the lines after `step`, and a last line that a killed process left unfinished."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.check()
         if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             return
         content = self.path.read_text(encoding="utf-8", errors="replace")
         lines = content.splitlines(keepends=True)
         kept = "".join(line for line in lines if line.endswith("\n") and _is_up_to(line, step))
         if kept != content:
-            write_atomically(self.path, lambda file: file.write(kept.encode()))
+            write_bytes(self.path, kept.encode())
 
     def flush(self) -> None:
         if self.path.exists():
-            with open(self.path, "ab") as file:
+            with self.folder, open(self.path, "ab") as file:
                 os.fsync(file.fileno())
 
 
@@ -94,7 +96,7 @@ class TensorBoardWriter:
                 "tensorboard"
             )
             return
-        self._events = SummaryWriter(self.folder, purge_step=step + 1 if step else None)
+        self._events = SummaryWriter(self.folder, purge_step=step + 1)
 
     def flush(self) -> None:
         if self._events is not None:
@@ -103,17 +105,18 @@ class TensorBoardWriter:
 
 class TextLog:
     """Messages for people: to stderr (past a progress bar, if one is there) and, with the time, to the end of the
-    file `path`.
+    file `path`, whose folder must be there.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else Path(path)
+        self.folder = None if path is None else SameFolder(self.path.parent)
 
     def __call__(self, message: str) -> None:
         from tqdm import tqdm
 
         tqdm.write(message, file=sys.stderr)
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+            with suppress(FolderGone):  # the message has been shown, and no folder is brought back for it
+                with self.folder, open(self.path, "a", encoding="utf-8") as file:
+                    file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")

@@ -1,8 +1,17 @@
 """Pictures of samples, curves and densities, and the report that holds them."""
 
-from .files import write_atomic
-from .images import calm, film_strip, png_bytes, save_gif, save_grid, save_png, to_cells, to_grid, to_uint8
-from .plots import (
+from sde_score.visual.images import (
+    calm,
+    film_strip,
+    png_bytes,
+    save_gif,
+    save_grid,
+    save_png,
+    to_cells,
+    to_grid,
+    to_uint8,
+)
+from sde_score.visual.plots import (
     extent_of,
     plot_density,
     plot_loss,
@@ -11,8 +20,8 @@ from .plots import (
     plot_score_field,
     read_metrics,
 )
-from .report import Section, Table, render_report, write_report
-from .svg import bar_chart, line_chart
+from sde_score.visual.report import Section, Table, render_report, write_report
+from sde_score.visual.svg import bar_chart, line_chart
 
 __all__ = [
     "Section",
@@ -36,6 +45,5 @@ __all__ = [
     "to_cells",
     "to_grid",
     "to_uint8",
-    "write_atomic",
     "write_report",
 ]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import write_atomic
+from sde_score.files import write_bytes
 
 BORDER = 255  # white gaps between cells
 INK = (31, 78, 140)  # lines and dots
@@ -177,7 +177,7 @@ def png_bytes(grid: np.ndarray, *, scale: int | None = None) -> bytes:
 def save_png(path: str | os.PathLike, grid: np.ndarray, *, scale: int | None = None) -> Path:
     """Write a grid as PNG, whole or not at all; small images are enlarged by a whole factor so that 8x8 digits can be
     read."""
-    return write_atomic(path, png_bytes(grid, scale=scale))
+    return write_bytes(path, png_bytes(grid, scale=scale))
 
 
 def save_grid(
@@ -303,4 +303,4 @@ def save_gif(
     pictures[0].save(
         buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=True
     )
-    return write_atomic(path, buffer.getvalue())
+    return write_bytes(path, buffer.getvalue())

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import write_atomic
+from sde_score.files import write_bytes
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#1f4e8c", "#d9622b", "#2a8c5a", "#7d4a9e", "#8a8f98"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
@@ -67,7 +67,7 @@ def _save(figure: Any, path: str | os.PathLike) -> Path:
     picture = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
-    return write_atomic(path, out.getvalue())
+    return write_bytes(path, out.getvalue())
 
 
 # Losses -------------------------------------------------------------------------------------------------------------

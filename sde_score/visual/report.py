@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from .files import write_atomic
-from .images import png_bytes
-from .svg import format_number, format_with_error
+from sde_score.files import write_bytes
+from sde_score.visual.images import png_bytes
+from sde_score.visual.svg import format_number, format_with_error
 
 Image = str | os.PathLike | bytes | np.ndarray
 
@@ -269,4 +269,4 @@ def write_report(
         FileNotFoundError: a picture that is not there.
     """
     page = render_report(title=title, summary=summary, sections=sections, provenance=provenance)
-    return write_atomic(path, page.encode("utf-8"))
+    return write_bytes(path, page.encode("utf-8"))

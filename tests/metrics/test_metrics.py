@@ -125,33 +125,6 @@ def test_kernel_distances_tell_laws_apart(name):
     assert moved.value > 8 * moved.stderr
 
 
-def test_agreement_with_torchmetrics():
-    """The same formulas, written by others, on a feature module of our own."""
-    pytest.importorskip("torchmetrics")
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-        from torchmetrics.image.kid import KernelInceptionDistance
-    except Exception as error:  # a torchvision that does not fit torch breaks the import
-        pytest.skip(f"torchmetrics cannot be imported: {error}")
-
-    class Flat(torch.nn.Module):
-        num_features = 12
-
-        def forward(self, x):
-            return x.flatten(1).double()
-
-    real, fake = normal(80, 12, 0).view(80, 3, 2, 2), normal(80, 12, 1, std=1.3).view(80, 3, 2, 2)
-    fid = FrechetInceptionDistance(feature=Flat(), normalize=False, input_img_size=(3, 2, 2)).set_dtype(torch.float64)
-    kid = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=80)
-    for other in (fid, kid):
-        other.update(real, real=True)
-        other.update(fake, real=False)
-    ours = FrechetDistance(groups=0)(fake.flatten(1), real.flatten(1))[0].value
-    assert ours == pytest.approx(float(fid.compute()), rel=1e-4)
-    ours = METRICS.build("kid(blocks=1)")(fake.flatten(1), real.flatten(1))[0].value
-    assert ours == pytest.approx(float(kid.compute()[0]), rel=1e-4)
-
-
 # Precision and recall
 
 
@@ -293,7 +266,7 @@ def test_classifier_learns_and_is_deterministic(shape):
     first = SmallClassifier(width=8, epochs=15).fit(images, labels)
     assert torch.equal(torch.get_rng_state(), before)
     second = SmallClassifier(width=8, epochs=15).fit(images, labels)
-    assert first.score(images, labels) > 0.95
+    assert first.accuracy(images, labels) > 0.95
     a, b = extract(first, images), extract(second, images)
     assert torch.equal(a.x, b.x) and a.fingerprint == b.fingerprint
     assert a.x.shape == (150, 64) and torch.allclose(a.probabilities.sum(1), torch.ones(150).double())

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sde_score.models.ddpm import DDPM
-from sde_score.models.official.unet_names import ddpm_names, load_original, shadow_names, to_original, unet_arguments
-from sde_score.models.registry import MODELS
+from sde_score.models.official.architecture import build_network, network_facts
+from sde_score.models.official.names import load_original, to_original_state_dict, trainable_original_names
 
 TOL = 1e-5  # the tolerance that the recorded numbers state
 
@@ -25,16 +25,14 @@ def tiny(**options):
 def test_recorded_network(golden_dir):
     z = np.load(golden_dir / "net08_ddpm_vp.npz")
     meta, config = json.loads(str(z["meta_json"])), json.loads(str(z["config_json"]))
-    name, arguments = unet_arguments(config)
-    assert name == "ddpm"
-    network = MODELS.get(name)(**arguments).eval()
+    network = build_network(network_facts(config)).eval()
+    assert isinstance(network, DDPM)
     original = {key: torch.from_numpy(z[f"sd/{key}"]) for key in meta["order"]}
     load_original(network, original)
-    back = to_original(network)
+    back = to_original_state_dict(network)
     assert list(back) == meta["order"]
     assert all(back[key].dtype == t.dtype and torch.equal(back[key], t) for key, t in original.items())
-    names = ddpm_names(network)
-    assert [names[key] for key in shadow_names(network)] == [key for key, _, trainable in meta["params"] if trainable]
+    assert trainable_original_names(network) == [key for key, _, trainable in meta["params"] if trainable]
 
     x, cond, v = (torch.from_numpy(z[key]) for key in ("x", "cond", "v"))
     x.requires_grad_()

@@ -97,18 +97,27 @@ def test_state_continues_the_ramp():
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters()))
 
 
-def test_applied_swaps_and_restores_also_after_an_error():
-    model = make_net()
-    ema = EMA(model, 0.5)
-    shake(model)
-    ema.update(model)
-    before = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(KeyError), ema.applied(model):
-        assert torch.equal(model[0].weight, ema.model[0].weight)
-        raise KeyError
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+def test_the_ramp_and_the_decay_that_ends_it():
+    """From 0 towards 1 the distance to 1 shrinks by d_n: 2/11, 3/12, 4/13, ..., never above `decay`."""
+    model, decay = Row(torch.zeros((), dtype=torch.float64)), 0.3
+    ema = EMA(model, decay)
+    model.w.data.fill_(1.0)
+    for expected in (2 / 11, 3 / 12, 0.3, 0.3):
+        before = 1.0 - ema.model.w.item()
+        ema.update(model)
+        assert (1.0 - ema.model.w.item()) / before == pytest.approx(expected, rel=1e-12)
 
 
-def test_decay_out_of_range():
+def test_another_model_may_take_over():
+    first, second = make_net(), make_net()
+    ema = EMA(first, 0.0)
+    ema.update(first)
+    shake(second)
+    ema.update(second)
+    assert all(torch.equal(a, b) for a, b in zip(ema.model.parameters(), second.parameters()))
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, float("nan")])
+def test_decay_out_of_range(decay):
     with pytest.raises(ValueError, match="EMA.decay=...."):
-        EMA(make_net(), 1.0)
+        EMA(make_net(), decay)

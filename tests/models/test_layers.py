@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from sde_score.models.layers import Dropout, GroupNorm, ImageConv, ResidualBlock
+from sde_score.models.blocks import ResidualBlock
+from sde_score.models.layers import Dropout, GroupNorm, ImageConv
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

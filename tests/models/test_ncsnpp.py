@@ -10,25 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from sde_score.models.layers import (
-    AttentionBlock,
-    ResidualBlock,
-    activation,
-    add_pointwise,
-    attention,
-    variance_scaling_,
-)
-from sde_score.models.ncsnpp import Combine, NCSNpp
+from sde_score.models.blocks import AttentionBlock, ResidualBlock, attention
+from sde_score.models.layers import activation, add_pointwise, variance_scaling_
+from sde_score.models.levels import Combine
+from sde_score.models.ncsnpp import NCSNpp
 from sde_score.models.noise_level import FourierEmbedding, PositionalEmbedding, SigmaTable
-from sde_score.models.official.unet_names import (
-    from_original,
-    layer_names,
+from sde_score.models.official.architecture import build_network, network_facts
+from sde_score.models.official.checkpoint import load_strictly
+from sde_score.models.official.names import (
     load_original,
-    ncsnpp_names,
-    shadow_names,
-    to_original,
-    unet_arguments,
+    original_names,
+    to_original_state_dict,
+    trainable_original_names,
 )
+from sde_score.models.official.unet_names import layer_names
 from sde_score.models.registry import MODELS
 from sde_score.models.resample import Downsample, DownsampleConv, Upsample, UpsampleConv
 
@@ -55,8 +50,7 @@ def load_golden(path):
 
 
 def build(config):
-    name, arguments = unet_arguments(config)
-    return MODELS.get(name)(**arguments).eval()
+    return build_network(network_facts(config)).eval()
 
 
 def assert_close(a, b, tol=TOL):
@@ -86,14 +80,12 @@ def test_recorded_network(golden_dir, name):
     original = {key: z[f"sd/{key}"] for key in meta["order"]}
     load_original(network, original)
 
-    back = to_original(network)
+    back = to_original_state_dict(network)
     assert list(back) == meta["order"]
     for key, tensor in original.items():
         assert back[key].dtype == tensor.dtype and torch.equal(back[key], tensor), key
-    assert shadow_names(network) == [
-        ours
-        for ours, theirs in ncsnpp_names(network).items()
-        if [theirs, list(original[theirs].shape), True] in meta["params"]
+    assert trainable_original_names(network) == [
+        theirs for theirs in meta["order"] if [theirs, list(original[theirs].shape), True] in meta["params"]
     ]
 
     with torch.no_grad():  # fused attention
@@ -209,12 +201,12 @@ def test_layout_of_every_published_unet(golden_dir):
         if "layout" not in entry:  # vp/ddpm/cifar10_unconditional: the original cannot build it, we can
             assert network.conditioning.linear1 is None
             continue
-        ours = [(key, list(t.shape), str(t.dtype).removeprefix("torch.")) for key, t in to_original(network).items()]
+        state = to_original_state_dict(network)
+        ours = [(key, list(t.shape), str(t.dtype).removeprefix("torch.")) for key, t in state.items()]
         expected = [(key, shape, dtype) for key, shape, dtype, _ in recorded["layouts"][entry["layout"]]]
         assert ours == expected, name
         trainable = [key for key, _, _, requires_grad in recorded["layouts"][entry["layout"]] if requires_grad]
-        names = ncsnpp_names(network)
-        assert [names[key] for key in shadow_names(network)] == trainable, name
+        assert trainable_original_names(network) == trainable, name
     assert built == 28
 
 
@@ -222,51 +214,42 @@ def test_layout_of_every_published_unet(golden_dir):
 
 
 def test_a_wrong_architecture_is_refused_with_a_list():
-    state = to_original(tiny())
-    with pytest.raises(ValueError, match=r"all_modules.*: shape .*, expected"):
-        load_original(tiny(nf=12), state)
-    with pytest.raises(ValueError, match="left over"):
-        load_original(tiny(progressive_input="none"), state)
+    state = to_original_state_dict(tiny())
+    with pytest.raises(ValueError, match=r"all_modules.*: .* in the file, expected"):
+        load_strictly(tiny(nf=12), state, "a file")
+    with pytest.raises(ValueError, match=r"\(1 differences.*\n.*head.weight: \[3\] in the file, not in the network"):
+        load_strictly(tiny(), state | {"head.weight": torch.zeros(3)}, "a file")
     del state["all_modules.3.bias"]
-    with pytest.raises(ValueError, match="1 difference.*\n.*all_modules.3.bias: missing"):
-        load_original(tiny(), state)
+    with pytest.raises(ValueError, match="1 differences.*\n.*all_modules.3.bias: missing"):
+        load_strictly(tiny(), state, "a file")
     with pytest.raises(ValueError, match="no original names"):
-        to_original(tiny(num_classes=3))
+        to_original_state_dict(tiny(num_classes=3))
 
 
-def test_prefix_and_missing_table_are_tolerated():
+def test_a_missing_table_is_tolerated():
     source, target = tiny(), tiny()
-    state = {f"module.{key}": tensor for key, tensor in to_original(source).items() if key != "sigmas"}
-    load_original(target, state)
+    state = {key: tensor for key, tensor in to_original_state_dict(source).items() if key != "sigmas"}
+    load_strictly(target, state, "a file")
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(source(x, label_for(source, 2)), target(x, label_for(target, 2)))
-
-
-def test_an_average_without_buffers_travels_both_ways():
-    network = tiny()
-    average = {name: tensor + 1 for name, tensor in network.state_dict().items() if name in shadow_names(network)}
-    original = to_original(network, average)
-    assert "sigmas" not in original and "all_modules.0.W" not in original
-    back = from_original(network, original, partial=True)
-    assert back.keys() == average.keys() and all(torch.equal(back[k], average[k]) for k in average)
 
 
 def test_a_foreign_table_keeps_every_bit_also_through_our_own_state_dict():
     table = torch.rand(20, dtype=torch.float64).sort(descending=True).values + 0.01
     network = tiny(embedding_type="positional")
-    load_original(network, to_original(network) | {"sigmas": table})
+    load_original(network, to_original_state_dict(network) | {"sigmas": table})
     again = tiny(embedding_type="positional")
     again.load_state_dict(network.bfloat16().float().state_dict())
-    assert torch.equal(to_original(again)["sigmas"], table)
+    assert torch.equal(to_original_state_dict(again)["sigmas"], table)
     assert torch.equal(again.sigma_table(torch.arange(20)), table.float())
 
 
-def test_unet_arguments_refuses_what_it_does_not_know():
+def test_an_original_configuration_is_refused_where_no_network_has_it():
     config = {"model": {"name": "ncsnpp", "embedding_type": "fourier"}, "data": {"image_size": 8}}
     with pytest.raises(ValueError, match="continuous"):
-        unet_arguments({**config, "training": {"continuous": False}})
-    with pytest.raises(ValueError, match="ncsnv2_64"):
-        unet_arguments({**config, "model": {"name": "ncsnv2_64"}})
+        network_facts({**config, "training": {"continuous": False}})
+    with pytest.raises(ValueError, match="Did you mean 'ncsnv2_64'"):
+        network_facts({**config, "model": {"name": "ncsnv2"}})
 
 
 # --- all options ------------------------------------------------------------------------------------------------------
@@ -302,7 +285,7 @@ def test_every_combination_runs(block, fir, progressive, progressive_input, comb
         unused = [name for name, p in network.named_parameters() if p.grad is None]
         assert all(".emb." in name for name in unused) if options.get("conditional") is False else not unused
         if not network.num_classes:
-            names = ncsnpp_names(network)
+            names = original_names(network)
             assert names.keys() == network.state_dict().keys() and len(set(names.values())) == len(names)
 
 
@@ -385,14 +368,14 @@ def test_errors_say_what_is_wrong():
         with pytest.raises(ValueError, match=message):
             network(*arguments)
     classy = tiny(num_classes=3)
-    with pytest.raises(ValueError, match="needs class labels y"):
+    with pytest.raises(ValueError, match="needs `y`"):
         classy(x, label)
-    with pytest.raises(ValueError, match="integer class labels"):
+    with pytest.raises(ValueError, match="one integer per sample"):
         classy(x, label, label)
     with pytest.raises(ValueError, match="may be 0 to 3"):
         classy(x, label, torch.tensor([0, 4]))
     for options, message in [
-        (dict(progressive="skip"), "must be one of 'none', 'output_skip', 'residual'"),
+        (dict(progressive="skip"), "no such `progressive`. Did you mean 'output_skip'"),
         (dict(ch_mult=()), "ch_mult"),
         (dict(nonlinearity="gelu"), "Known: elu, lrelu, relu, swish"),
         (dict(num_classes=0), "num_classes"),

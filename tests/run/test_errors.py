@@ -1,6 +1,7 @@
 """What can be wrong gets one line on stderr that says what to write instead; nothing is lost, nothing executed."""
 
 import errno
+import json
 import os
 import pickle
 import re
@@ -59,7 +60,16 @@ MISSPELT = [
     ("--config.training.batch_size=0", 1, ["batch_size=0"]),
     ("--config.training.n_iters=0", 1, ["at least 1"]),
     ("--config.training.keep_checkpoints=0", 1, ["keep"]),
-    ("--config.model.ema_rate=2.0", 1, ["2.0"]),
+    ("--config.model.ema_rate=2.0", 1, ["config.model.ema_rate=2.0"]),
+    ("--config.sde=ve(sigma_max=1e38)", 1, ["config.sde", "sigma_max=1e38", "too large for float32"]),
+    ("--config.training.max_seconds=-1", 1, ["config.training.max_seconds=-1.0", "above 0"]),
+    ("--config.training.checkpoint_freq=-3", 1, ["config.training.checkpoint_freq=-3", "at least 0"]),
+    ("--config.training.snapshot_samples=0", 1, ["config.training.snapshot_samples=0", "at least 1"]),
+    ("--config.optim.warmup=-5", 1, ["config.optim.warmup=-5", "at least 0"]),
+    ("--config.optim.lr=-1", 1, ["config.optim.lr=-1.0", "above 0"]),
+    ("--config.optim.grad_clip=0", 1, ["config.optim.grad_clip=0.0", "negative for no clipping"]),
+    ("--config.optim.beta2=nan", 1, ["config.optim.beta2=nan"]),
+    ("--config.seed=-1", 1, ["config.seed=-1", "at least 0"]),
 ]
 
 
@@ -77,6 +87,15 @@ def test_a_wrong_flag_leaves_a_run_as_it_was(refused, digits_run, tmp_path, flag
     run = shutil.copytree(digits_run, tmp_path / "run")
     refused("train", f"--workdir={run}", flag, lines=2)
     assert (run / "config.json").read_bytes() == (digits_run / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "likelihood", "evaluate", "report"])
+def test_a_value_in_the_file_of_a_run_that_cannot_be(refused, digits_run, tmp_path, command):
+    run = shutil.copytree(digits_run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    for wrong, words in (({"model": 5}, "config.model is a section"), ({"plugins": [3]}, "config.plugins=[3]")):
+        (run / "config.json").write_text(json.dumps(config | wrong))
+        refused(command, f"--workdir={run}", words=[f"{run}/config.json", words])
 
 
 def test_commands_and_configurations(refused, tmp_path):
@@ -295,14 +314,15 @@ def test_a_checkpoint_of_another_model(refused, toy_run, digits_run, tmp_path):
     )
     # even if it says it were of this one
     run = shutil.copytree(digits_run, tmp_path / "run")
-    state = torch.load(run / "checkpoints/step_00000020.pt", weights_only=True)
+    state = torch.load(run / "checkpoints/step_00000020.pt", weights_only=True) | {"format": 1}  # without a digest
     weights = {k: v for k, v in state["model"].items() if "bias" not in k}
     torch.save(state | {"model": weights, "ema": None}, tmp_path / "mine.pt")
-    refused("sample", f"--workdir={run}", f"--checkpoint={tmp_path}/mine.pt", words=["only in the model", "bias"])
+    mine = ("sample", f"--workdir={run}", f"--checkpoint={tmp_path}/mine.pt")
+    refused(*mine, words=["only in the model", "bias"], lines=2)
     torch.save(state | {"config": None}, tmp_path / "mine.pt")
-    refused("sample", f"--workdir={run}", f"--checkpoint={tmp_path}/mine.pt", words=["mine.pt", "not written by a run"])
+    refused(*mine, words=["mine.pt", "not written by a run"], lines=2)
     torch.save({"weights": state["model"]}, tmp_path / "mine.pt")
-    refused("sample", f"--workdir={run}", f"--checkpoint={tmp_path}/mine.pt", words=["not a checkpoint"])
+    refused(*mine, words=["not a checkpoint"])
 
 
 def test_a_damaged_configuration(refused, digits_run, tmp_path):

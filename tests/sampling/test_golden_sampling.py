@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sde_score.models.parameterization import PARAMETERIZATIONS
-from sde_score.sampling import CORRECTORS, PREDICTORS, ODESampler, PCSampler
+from sde_score.sampling import ODESampler, PublishedODESampler, PublishedSampler
+from sde_score.sampling.published import PUBLISHED_CORRECTORS, PUBLISHED_PREDICTORS
 from sde_score.sdes import SDES
 from sde_score.tensors import expand_like
 
@@ -60,11 +61,12 @@ def test_single_steps(golden_dir):
         x = g[f"c{i}_x"]
         t = torch.full((len(x),), case["t"])
         if "predictor" in case:
-            eta = 0.0 if case["probability_flow"] else 1.0
-            predictor = PREDICTORS.get(PREDICTOR[case["predictor"]])(sde, eta=eta, chain=n)
+            flow = {"eta": 0.0} if case["probability_flow"] else {}
+            predictor = PUBLISHED_PREDICTORS.get(PREDICTOR[case["predictor"]])(sde, n, **flow)
             new, mean = predictor.step(toy_score, x, t, t - 1 / n, Replay([g[f"c{i}_noise"]]))
         else:
-            corrector = CORRECTORS.get(case["corrector"])(sde, snr=case["snr"], n_steps=case["n_steps"], chain=n)
+            settings = {"snr": case["snr"], "n_steps": case["n_steps"]}
+            corrector = PUBLISHED_CORRECTORS.get(case["corrector"])(sde, n, **settings)
             new, mean = corrector.step(toy_score, x, t, Replay(g[f"c{i}_noises"]))
             first = corrector.step_size(toy_score(x, t), g[f"c{i}_noises"][0], x, t).expand(len(x), 1, 1, 1)
             close(first.flatten() / g[f"c{i}_first_step_size"], torch.ones(len(x)))
@@ -106,17 +108,14 @@ def test_whole_pc_runs(golden_dir, name):
         labels.append(parameterization.c_noise(t))
         return -parameterization.eps(network, x, t) / parameterization.std(x, t)
 
-    eta = ", eta=0." if meta["probability_flow"] else ""
-    predictor = {
-        "euler_maruyama": f"euler_maruyama(chain={n})", "reverse_diffusion": f"reverse_diffusion(chain={n}{eta})",
-        "ancestral_sampling": f"ancestral_sampling(chain={n})", "none": "none",
-    }[meta["predictor"]]  # fmt: skip
-    corrector = meta["corrector"]
+    predictor, corrector = meta["predictor"], meta["corrector"]
+    if meta["probability_flow"]:
+        predictor = f"{predictor}(eta=0.)"
     if corrector != "none":
-        corrector = f"{corrector}(snr={meta['snr']}, n_steps={meta['n_steps']}, chain={n})"
-    # the published `denoise` does nothing when the predictor is none: recorded defect
-    denoise = "mean" if meta["denoise"] and meta["predictor"] != "none" else "none"
-    sampler = PCSampler(sde, predictor, corrector, steps=n, times="published", t_min=meta["eps"], denoise=denoise)
+        corrector = f"{corrector}(snr={meta['snr']}, n_steps={meta['n_steps']})"
+    # the published `denoise` does nothing when the predictor is none: recorded defect, and what "mean" does here
+    denoise = "mean" if meta["denoise"] else "none"
+    sampler = PublishedSampler(sde, predictor, corrector, steps=n, t_min=meta["eps"], denoise=denoise)
     noises = list(g["noises"])
     x_T = sde.prior_sampling(tuple(g["prior_unit_noise"].shape), noise=lambda like: g["prior_unit_noise"])
     result = sampler(score_fn, x_T, noise=Replay(noises))
@@ -143,8 +142,9 @@ def test_published_ode_sampler(golden_dir, kind):
         return -parameterization.eps(network, x, t) / parameterization.std(x, t)
 
     solver = f"scipy(method='RK45', rtol={meta['rtol']}, atol={meta['atol']}, per_sample=False)"
-    denoise = f"reverse_diffusion(chain={meta['N']})" if meta["denoise"] else "none"
-    result = ODESampler(sde, solver, t_min=meta["eps"], denoise=denoise)(score_fn, g["z"])
+    denoise = "mean" if meta["denoise"] else "none"
+    sampler = PublishedODESampler(sde, solver, n=meta["N"], t_min=meta["eps"], denoise=denoise)
+    result = sampler(score_fn, g["z"])
     close(result.x, g["sample"], 1e-4)
     assert abs(result.nfe - meta["reported_nfe"] - meta["denoise"]) <= 12  # two steps
     if not meta["denoise"]:

@@ -9,16 +9,16 @@ import re
 import resource
 import shutil
 import subprocess
-import zipfile
 
 import pytest
 import torch
 from torch import nn
 
+from sde_score import files
 from sde_score.models.ema import EMA
 from sde_score.training import CheckpointError, CheckpointStore, TrainState, load_checkpoint, make_optimizer
 from sde_score.training import checkpoint as module
-from sde_score.training.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, write_atomically
+from sde_score.training.checkpoint import DamagedCheckpoint, UnsafeCheckpoint
 
 
 def make_state(width=4, steps=2):
@@ -115,20 +115,99 @@ def test_a_damaged_newest_falls_back_and_says_so(tmp_path, damage):
         store.load_newest()
 
 
-def test_any_changed_byte_of_any_record_is_noticed(tmp_path):
-    path = CheckpointStore(tmp_path).save(make_state().state_dict())
+def test_every_changed_bit_is_noticed(tmp_path):
+    """Of the records, of the archive's headers and its directory, of the padding, of the digest itself."""
+    path = CheckpointStore(tmp_path).save(make_state(width=2).state_dict())
     content = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        spans = [(info.header_offset, info.filename, info.file_size) for info in archive.infolist() if info.file_size]
-    for offset, name, size in spans:
-        extra = int.from_bytes(content[offset + 28 : offset + 30], "little")
-        start = offset + 30 + len(name) + extra
-        for place in (start, start + size // 2, start + size - 1):
-            changed = bytearray(content)
-            changed[place] ^= 0x10
-            path.write_bytes(changed)
-            with pytest.raises(DamagedCheckpoint, match="checksum of its record"):
-                load_checkpoint(path)
+    assert torch.load(path, weights_only=True)["format"] == module.FORMAT, "other programs read the file as it is"
+    missed = []
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        try:
+            if module._verify(io.BytesIO(changed), path):
+                missed.append(place)
+        except DamagedCheckpoint:
+            continue
+        path.write_bytes(changed)  # the digest was not recognised: the reader knows that there must be one
+        with pytest.raises(DamagedCheckpoint, match="the digest at its end is missing"):
+            module.read_checkpoint(path)
+    assert not missed
+    for size in range(0, len(content), 97):
+        path.write_bytes(content[:size])
+        with pytest.raises(DamagedCheckpoint):
+            module.read_checkpoint(path)
+    path.write_bytes(content + b"\n")
+    with pytest.raises(DamagedCheckpoint):
+        module.read_checkpoint(path)
+
+
+def test_a_tensor_marked_as_a_folder_is_refused(tmp_path):
+    """torch takes such a record as read, and gives whatever lay in memory as weights."""
+    path = tmp_path / "step_00000001.pt"
+    torch.save({"format": 1, "step": 1, "model": {"w": torch.ones(50)}, "config": None}, path)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02", content.index(b"PK\x01\x02") + 1)
+    while not content[entry + 46 :].startswith(b"step_00000001/data/0"):
+        entry = content.index(b"PK\x01\x02", entry + 1)
+    content[entry + 38] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(DamagedCheckpoint, match="data/0' is marked as a folder"):
+        load_checkpoint(path)
+
+
+def test_a_file_of_the_first_format_is_read_and_its_lack_of_a_digest_told(tmp_path):
+    path, said = tmp_path / "step_00000002.pt", []
+    torch.save({"format": 1, **make_state().state_dict(config={"sde": "vp"})}, path)
+    read = load_checkpoint(path, say=said.append)
+    assert same(read.model, make_state().model.state_dict()) and "no digest" in said[0]
+    said.clear()
+    load_checkpoint(CheckpointStore(tmp_path).save(make_state().state_dict()), say=said.append)
+    assert not said
+
+
+def test_the_file_alone_is_enough(tmp_path):
+    (tmp_path / "run").mkdir()
+    path = CheckpointStore(tmp_path / "run").save(make_state().state_dict())
+    shutil.copy(path, tmp_path / "elsewhere.pt")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert load_checkpoint(tmp_path / "elsewhere.pt").step == load_checkpoint(tmp_path / "moved").step == 2
+
+
+@pytest.mark.parametrize(
+    "entry, value, words",
+    [
+        ("step", ..., "'step' is missing; it must be a whole number"),
+        ("step", "7", "'step' is of type str"),
+        ("model", ..., "'model' is missing"),
+        ("model", {"w": 1.0}, "tensors by name"),
+        ("ema", [1], "'ema' is of type list"),
+        ("ema", {"model": {}}, "num_updates"),
+        ("optimizer", {"state": {}}, "param_groups"),
+        ("progress", [1], "'progress' is of type list"),
+        ("config", 5, "'config' is of type int"),
+        ("config", "[" * 100_000, "JSON object"),
+        ("config", "[1]", "JSON object"),
+    ],
+)
+def test_an_entry_that_cannot_be_is_named(tmp_path, entry, value, words):
+    state = make_state().state_dict(config={"sde": "vp"}) | {"format": 1, entry: value}
+    if value is ...:
+        del state[entry]
+    torch.save(state, tmp_path / "step_00000001.pt")
+    with pytest.raises(CheckpointError, match=re.escape(words)) as error:
+        load_checkpoint(tmp_path / "step_00000001.pt")
+    assert "step_00000001.pt" in str(error.value)
+
+
+@pytest.mark.parametrize("entry", ["samples", "window", "seconds"])
+def test_missing_counters_are_named(tmp_path, entry):
+    state = make_state()
+    saved = state.state_dict()
+    del saved["progress"][entry]
+    path = CheckpointStore(tmp_path).save(saved)
+    with pytest.raises(CheckpointError, match=f"{path}.*progress.*{entry}"):
+        state.load(load_checkpoint(tmp_path))
 
 
 class Bomb:
@@ -217,7 +296,7 @@ def test_a_full_disk_by_a_failing_write(tmp_path, monkeypatch):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return super().write(data)
 
-    monkeypatch.setattr(module, "open", lambda path, mode: Full(path, mode), raising=False)
+    monkeypatch.setattr(files, "open", lambda path, mode: Full(path, mode), raising=False)
     with pytest.raises(CheckpointError) as error:
         save_steps(store, 2)
     check_full(store, error)
@@ -261,17 +340,3 @@ def test_an_unwritable_place_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="No earlier checkpoint exists. Check that the run directory"):
         save_steps(CheckpointStore(tmp_path / "file"), 1)
-
-
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_the_old_file_survives_a_failure_at_any_call(tmp_path, monkeypatch, broken):
-    path = tmp_path / "a.json"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def fail(*args):
-        raise OSError(errno.EIO, "broken")
-
-    monkeypatch.setattr(os, broken, fail)
-    with pytest.raises(OSError):
-        write_atomically(path, lambda file: file.write(b"new"))
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -389,10 +389,10 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     store = CheckpointStore(tmp_path)
     trainer = make(actions=[(1, spoil)], checkpoint=5, checkpoints=store)
     with pytest.raises(
-        TrainingDiverged, match=r"At step 10 the weights are not finite.*network.0.weight.*step_00000005.pt"
+        TrainingDiverged, match=r"At step 20 the weights are not finite.*network.0.weight.*step_00000010.pt"
     ):
         trainer.run()
-    assert store.load_newest().step == 5
+    assert store.load_newest().step == 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -442,6 +442,77 @@ def test_actions_validation_and_metrics(tmp_path):
     assert validation(trainer.state) == validation(trainer.state), "fixed noise, fixed times"
     losses, levels = validation.samples(trainer.model)
     assert losses.shape == levels.shape == (72,)
+
+
+@pytest.mark.parametrize("every, at", [(1, 1), (10, 10), (0, 25)])
+def test_a_failing_action_is_reported_and_costs_nothing(tmp_path, every, at):
+    def picture(state):
+        assert state.step < at or store.load_newest().step == at, "the checkpoint comes first"
+        raise ValueError("no room for the picture")
+
+    store = CheckpointStore(tmp_path)
+    trainer = make(steps=25, actions=[(every, picture)], checkpoint_every=at, checkpoints=store)
+    assert trainer.run().status == "done" and store.load_newest().step == 25
+    assert any(f"Step {at}: the action" in said and "no room for the picture" in said for said in trainer.said)
+    assert trainer.model.training
+    whole = make(steps=25)
+    whole.run()
+    assert torch.equal(weights(trainer), weights(whole))
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it is done."""
+
+
+@pytest.mark.parametrize("step", [5, 10, 20, 25])
+@pytest.mark.parametrize("moment", ["before the line", "before the actions", "between the actions", "at the end"])
+def test_killed_between_the_checkpoint_and_what_is_due_after_it(tmp_path, step, moment):
+    """Nothing is doubled or lost: at 20 line, actions and checkpoint coincide, at 25 the run ends."""
+    order = ["before the line", "before the actions", "between the actions", "at the end"]
+    calls = []
+
+    def run(folder, dying):
+        class Writer(JSONLWriter):
+            def write(self, at, values):
+                if dying and at == step and "lr" in values and moment == order[0]:
+                    raise Killed
+                super().write(at, values)
+
+        def first(state):
+            calls.append(state.step)
+            if dying and state.step == step and moment == order[1]:
+                raise Killed
+            return {"first": float(next(state.ema.model.parameters()).detach().sum())}
+
+        def second(state):
+            if dying and state.step == step and moment == order[2]:
+                raise Killed
+            return {"second": float(next(state.model.parameters()).detach().sum())}
+
+        def last(state):
+            if dying and state.step == step and moment == order[3]:
+                raise Killed
+
+        trainer = make(
+            net=Net(dropout=0.3), steps=25, log_every=10, checkpoint_every=5,
+            actions=[(5, first), (10, second), (1, last)], checkpoints=CheckpointStore(folder),
+            writers=[Writer(folder / "metrics.jsonl")],
+        )  # fmt: skip
+        trainer.run()
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return trainer, [{k: v for k, v in e.items() if k not in ("time", "images_per_second")} for e in lines]
+
+    whole, expected = run(tmp_path / "whole", False)
+    try:
+        run(tmp_path / "killed", True)
+    except Killed:
+        pass
+    again, lines = run(tmp_path / "killed", False)
+    assert lines == expected
+    assert torch.equal(weights(again), weights(whole))
+    done = len(calls)
+    run(tmp_path / "killed", False)
+    assert len(calls) == done, "a finished run does not repeat its actions"
 
 
 def test_bins_average_to_the_whole():

@@ -19,7 +19,7 @@ def test_grid_holds_every_image_exactly(tmp_path):
         top, left = 1 + i // 3 * 6, 1 + i % 3 * 5
         assert np.array_equal(grid[top : top + 5, left : left + 4], x[i].permute(1, 2, 0).numpy())
     assert (grid[13:, 6:] == 255).all()  # cells without a sample stay empty
-    back = np.asarray(Image.open(save_png(tmp_path / "new" / "grid.png", grid, scale=4)))
+    back = np.asarray(Image.open(save_png(tmp_path / "grid.png", grid, scale=4)))
     assert np.array_equal(back[::4, ::4], grid) and np.array_equal(back[3::4, 3::4], grid)
 
 

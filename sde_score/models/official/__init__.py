@@ -10,10 +10,10 @@ from sde_score.models.official.checkpoint import (
     load_official,
     read_official,
     save_official,
-    to_original_state_dict,
 )
 from sde_score.models.official.diffusers_layout import load_diffusers, to_diffusers
 from sde_score.models.official.edm_layout import edm_parameterization, load_edm, to_edm
+from sde_score.models.official.names import to_original_state_dict
 
 __all__ = [
     "DamagedFile",

@@ -14,14 +14,42 @@ import torch
 from torch import nn
 
 from sde_score.models.official import infer
+from sde_score.models.official.names import to_original_state_dict
 from sde_score.models.registry import MODELS
-from sde_score.published import PUBLISHED, network_arguments
+from sde_score.published import DDPM_KEYS, NCSNPP_KEYS, PUBLISHED, UNET_KEYS, network_arguments
+from sde_score.registry import suggest
 
-# Options that change no tensor. Those of the first line differ between published configurations of the same tensors and
-# are never guessed; the others have one published value per family, which is assumed.
-_NEVER_GUESSED = ("centered", "scale_by_sigma", "fir")
-_ASSUMED = ("skip_rescale", "nonlinearity", "fir_kernel", "init_scale", "fourier_scale", "dropout", "resamp_with_conv")
-_TYPICAL = {"ncsnpp": "ve/cifar10_ncsnpp_continuous", "ddpm": "vp/ddpm/cifar10", "ncsn": "ve/ncsn/cifar10"}
+# What may change the outputs of a network without changing a tensor, and all that one may say of it.
+_UNSEEN = {
+    "ncsnpp": ("nonlinearity", "centered", "scale_by_sigma", "skip_rescale", "fir"),
+    "ddpm": ("nonlinearity", "centered", "scale_by_sigma"),
+    "refinenet": ("nonlinearity", "centered"),
+}
+_TABLE = ("num_scales", "sigma_max", "sigma_min", "spacing")  # seen where the file holds the table of noise levels
+_OPTIONS = {
+    "ncsnpp": ("model", *UNET_KEYS, *NCSNPP_KEYS),
+    "ddpm": ("model", *UNET_KEYS, *DDPM_KEYS, "embedding_type"),
+    "refinenet": ("model", "channels", "image_size", "nf", "nonlinearity", "centered", "scale_by_sigma", *_TABLE),
+}
+_NETWORKS = ("ncsnpp", "ddpm", "ncsn", "ncsnv2_64", "ncsnv2_128", "ncsnv2_256")
+# The likely answers where an option is asked for, the published ones first.
+_LIKELY = {
+    "model": "'ddpm' or 'ncsnpp' (both may have these tensors)",
+    "nonlinearity": "{activation!r} (all published networks of this kind) or {other!r}",
+    "centered": "False (the network maps images in [0, 1] to [-1, 1] itself) or True (the data are in [-1, 1])",
+    "scale_by_sigma": "True (usual for VE) or False (usual for VP)",
+    "skip_rescale": "True (all published NCSN++ and DDPM++) or False",
+    "fir": "True or False",
+    "fir_kernel": "(1, 3, 3, 1) (all published) or other taps",
+    "num_scales": "the number of noise levels",
+    "sigma_max": "the largest noise level",
+    "sigma_min": "the smallest noise level",
+    "spacing": "'geometric' (all published) or 'uniform'",
+}
+
+
+def _family(model: str) -> str:
+    return model if model in ("ncsnpp", "ddpm") else "refinenet"
 
 
 def build_network(facts: Mapping[str, Any]) -> nn.Module:
@@ -31,19 +59,69 @@ def build_network(facts: Mapping[str, Any]) -> nn.Module:
     return MODELS.get(name)(**arguments)
 
 
-def network_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten an original configuration (sections model, data, training) into facts about its network."""
-    try:
-        model, data = dict(config["model"]), dict(config["data"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"an original configuration has the sections model and data; got {sorted(config)}.") from error
-    facts = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
-    facts["model"] = facts.pop("name")
-    facts["channels"] = data.get("num_channels", data.get("channels", 3))
-    facts["centered"] = data.get("centered", False)
-    facts["image_size"] = data["image_size"]
-    if facts["model"] == "ddpm":
+def _plain(config: Any) -> Any:
+    """A configuration as dicts and tuples: mappings, and namespaces as made from YAML, all the way down."""
+    if hasattr(config, "items"):
+        return {key: _plain(value) for key, value in config.items()}
+    if hasattr(config, "__dict__"):
+        return {key: _plain(value) for key, value in vars(config).items()}
+    return tuple(config) if hasattr(config, "append") else config
+
+
+def network_facts(config: Any) -> dict[str, Any]:
+    """What an original configuration says of its network, in one vocabulary.
+
+    Args:
+        config: mapping or namespace with the sections model and data, of score_sde or of NCSN and NCSNv2. The latter
+            name no network (their code chooses it by the data set), so that `model` is then absent.
+
+    Raises `ValueError` for a section or name that is missing, and for settings that none of our networks has.
+    """
+    config = _plain(config)
+    sections = config if hasattr(config, "items") else {}
+    for section in ("model", "data"):
+        if not hasattr(sections.get(section), "items"):
+            given = ", ".join(sections) or repr(config)
+            raise ValueError(f"An original configuration has the sections model and data; this one: {given}.")
+    model, data = config["model"], config["data"]
+    if model.get("normalization", "InstanceNorm++") not in ("InstanceNorm++", "GroupNorm"):
+        raise ValueError(f"model.normalization is {model['normalization']!r}; our RefineNets have 'InstanceNorm++'.")
+    if "ngf" in model:
+        return _refinenet_facts(model, data)
+    name = model.get("name")
+    if name not in _NETWORKS:
+        if name is not None:
+            raise ValueError(f"model.name is {name!r}, no original network.{suggest(str(name), _NETWORKS)}")
+        raise ValueError(f"model.name is missing ({', '.join(_NETWORKS)}), and so is model.ngf of NCSNv2's files.")
+    facts = {key: model[key] for key in _OPTIONS[_family(name)] if key in model} | {"model": name}
+    facts |= _data_facts(data)
+    if name == "ddpm":
         facts["embedding_type"] = "positional"  # the files say fourier, which this network never reads
+    for key in ("embedding_type", "resblock_type", "progressive", "progressive_input", "progressive_combine"):
+        if key in facts:
+            facts[key] = facts[key].lower()
+    continuous = (config.get("training") or {}).get("continuous", True)
+    if facts.get("embedding_type") == "fourier" and not continuous:
+        raise ValueError("`embedding_type='fourier'` needs `training.continuous`; discrete training: 'positional'.")
+    return facts
+
+
+def _data_facts(data: Mapping[str, Any]) -> dict[str, Any]:
+    facts = {key: data[key] for key in ("image_size", "centered") if key in data}
+    channels = data.get("num_channels", data.get("channels"))
+    return facts if channels is None else facts | {"channels": channels}
+
+
+def _refinenet_facts(model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The words of NCSN's and NCSNv2's own configurations."""
+    if model.get("spec_norm"):
+        raise ValueError("model.spec_norm is True; our RefineNets have no spectral normalisation.")
+    words = dict(nf="ngf", num_scales="num_classes", sigma_max="sigma_begin", sigma_min="sigma_end",
+                 spacing="sigma_dist", nonlinearity="nonlinearity")  # fmt: skip
+    facts = {ours: model[theirs] for ours, theirs in words.items() if theirs in model} | _data_facts(data)
+    scalings = [data[key] for key in ("logit_transform", "rescaled") if key in data]
+    if scalings:  # else the network itself maps [0, 1] to [-1, 1]
+        facts["centered"] = any(scalings)
     return facts
 
 
@@ -62,6 +140,8 @@ def _agrees(name: str, seen: Mapping[str, Any]) -> bool:
             if published["sde"] == "ve" and abs(published[key] - value) > 1e-4 * published[key]:
                 return False
             continue
+        elif key == "spacing":
+            expected = "geometric"
         else:
             expected = published.get(key, value)
         if expected != value:
@@ -74,44 +154,84 @@ def candidates(seen: Mapping[str, Any]) -> list[str]:
     return [name for name in PUBLISHED if _agrees(name, seen)]
 
 
-def complete(seen: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Fill in what the tensors do not show.
+def check_options(model: str, options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for an option that the network `model` does not have, with the nearest that it has."""
+    told = options.get("model", model)
+    if told not in _NETWORKS:
+        raise ValueError(f"{told!r} is no original network.{suggest(str(told), _NETWORKS)}")
+    if told != model and (model, told) != ("ddpm", "ncsnpp"):
+        raise ValueError(f"model={told!r} was given, but the tensors are those of a network with {model!r}.")
+    known = _OPTIONS[_family(told)]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"An original {told} has no option {key!r}.{suggest(key, known)}")
 
-    Returns the facts, the published configurations that fit, and the names of the options that remain open: neither
-    given nor the same in all fitting configurations.
+
+def complete(seen: Mapping[str, Any], told: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Put together what the tensors show and what was told of them; `told` may hold more than the network needs.
+
+    Returns the facts, the published configurations that fit, and the names of the options that remain open: they change
+    the outputs, and are neither seen, nor told, nor the same in all published configurations that fit (of which there
+    must be one). Options that only training sees (dropout, initial scales) are the constructor's where not told.
+
+    Raises `ValueError` where the two contradict each other.
     """
-    known = candidates({**seen, **options})
-    facts = dict(PUBLISHED[known[0]]) if known else {}
-    if not known and seen["model"] in _TYPICAL:
-        typical = PUBLISHED[_TYPICAL[seen["model"]]]
-        facts = {key: typical[key] for key in _ASSUMED if key in typical}
-    elif not known:
-        facts = {"nonlinearity": "elu", "centered": False, "scale_by_sigma": True}
-    if seen["model"] == "ncsn":
-        facts.setdefault("centered", False)  # the only published value
-    facts.update(seen)
-    facts.update(options)
-    if seen["model"].startswith("ncsn") and seen["model"] != "ncsnpp":
-        return facts, known, []
-    open_options = []
-    for key in _NEVER_GUESSED:
-        if key in seen or key in options or (key == "fir" and seen["model"] == "ddpm"):
-            continue
-        if len({PUBLISHED[name].get(key) for name in known}) != 1:
-            open_options.append(key)
-    if "attn_resolutions" not in options and "attention_levels" in seen:
+    seen = _as_family(seen, told.get("model", seen["model"]))
+    family = _family(seen["model"])
+    told = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
+    for key, value in told.items():
+        if key in seen and not _same(seen[key], value):
+            raise ValueError(f"{key}={value!r} was given, but the tensors are those of a network with {seen[key]!r}.")
+    known = candidates({**seen, **told})
+    facts = {**(PUBLISHED[known[0]] if known else {}), **told, **seen}
+
+    unseen = list(_UNSEEN[family])
+    if family == "ddpm" and "model" not in told and not known:
+        unseen.insert(0, "model")
+    if family == "ncsnpp" and facts.get("fir"):
+        unseen.append("fir_kernel")
+    if facts.get("scale_by_sigma") and facts.get("embedding_type") != "fourier":
+        unseen += _TABLE if family == "refinenet" else _TABLE[:3]
+    said = {**seen, **told}
+    if "model" in unseen:
+        said.pop("model")
+    open_options = [key for key in unseen if key not in said and len({repr(PUBLISHED[n].get(key)) for n in known}) != 1]
+
+    if "attention_levels" in seen and not ("attn_resolutions" in told and "image_size" in told):
         levels = seen["attention_levels"]
         # The network runs at any size: with the size unknown, the level counts.
-        facts["image_size"] = options.get("image_size") or facts.get("image_size") or 16 << max(levels, default=4)
+        facts["image_size"] = told.get("image_size") or facts.get("image_size") or 16 << max(levels, default=4)
         facts["attn_resolutions"] = tuple(facts["image_size"] >> level for level in levels)
     return facts, known, open_options
+
+
+def ask_for(model: str, open_options: Sequence[str]) -> str:
+    """What to write for options that remain open: a line for each, with the likely answers."""
+    activation, other = ("elu", "relu") if _family(model) == "refinenet" else ("swish", "elu")
+    answers = [f"{key}={_LIKELY[key].format(activation=activation, other=other)}" for key in open_options]
+    return "".join(f"\n  {answer}" for answer in answers)
+
+
+def _same(seen: Any, told: Any) -> bool:
+    """Tables of noise levels are stored in float32."""
+    return abs(seen - told) <= 1e-4 * abs(seen) if isinstance(seen, float) else seen == told
+
+
+def _as_family(seen: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """What is seen, for one of the two networks that the same tensors may belong to; and what a family fixes."""
+    seen = dict(seen)
+    if (seen["model"], model) == ("ddpm", "ncsnpp"):
+        seen |= dict(model="ncsnpp", resblock_type="ddpm", progressive="none", progressive_input="none")
+        if seen.get("resamp_with_conv"):
+            seen["fir"] = False
+    if _family(seen["model"]) == "refinenet":
+        seen["scale_by_sigma"] = seen["model"] != "ncsn"
+    return seen
 
 
 @cache
 def published_layouts() -> dict[str, dict[str, tuple[int, ...]]]:
     """Original tensor names and shapes of every published configuration."""
-    from sde_score.models.official.checkpoint import to_original_state_dict
-
     layouts: dict[str, dict[str, tuple[int, ...]]] = {}
     by_network: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, facts in PUBLISHED.items():

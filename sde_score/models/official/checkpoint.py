@@ -20,24 +20,31 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sde_score.files import check_archive, first_line, write_atomically
 from sde_score.models.official import infer, refinenet_names
 from sde_score.models.official.architecture import (
+    ask_for,
     build_network,
+    check_options,
     complete,
     nearest_published,
     network_facts,
 )
-from sde_score.models.refinenet import RefineNet
+from sde_score.models.official.names import (
+    differences,
+    load_original,
+    shapes_of,
+    to_original_state_dict,
+    trainable_original_names,
+)
 from sde_score.published import PUBLISHED
 from sde_score.registry import suggest
 
@@ -118,7 +125,13 @@ def _allowed_numpy_types() -> list[Any]:
 
 
 def read_safely(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
-    """`torch.load` without executing anything, with errors that name the file and say what to do."""
+    """`torch.load` without executing anything, of an archive that agrees with its own checksums (torch compares none).
+
+    The format of torch before 1.6 has no checksums; a warning says so. Errors name the file and say what to do.
+
+    Raises:
+        FileNotFoundError, DamagedFile, UnsafeFile.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint file {path}.")
@@ -126,8 +139,12 @@ def read_safely(path: str | Path, map_location: str | torch.device = "cpu") -> A
         f"{path} ({path.stat().st_size} bytes) is damaged, truncated or not a PyTorch file; download or copy it again."
     )
     try:
-        with torch.serialization.safe_globals(_allowed_numpy_types()):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        with open(path, "rb") as file, torch.serialization.safe_globals(_allowed_numpy_types()):
+            if archive := file.peek(2)[:2] == b"PK":
+                check_archive(file)
+            content = torch.load(file, map_location=map_location, weights_only=True)
+    except PermissionError:
+        raise
     except pickle.UnpicklingError as error:
         text = str(error)
         with open(path, "rb") as file:
@@ -140,9 +157,14 @@ def read_safely(path: str | Path, map_location: str | torch.device = "cpu") -> A
                 f"({offender[:200]}). If you trust its origin, load it where it was made and save its state dict alone."
             ) from None
         raise DamagedFile(f"{damaged} ({text.splitlines()[0][:200]})") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError, UnicodeDecodeError, ValueError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DamagedFile(f"{damaged} ({first_line[:200]})") from error
+    except Exception as error:  # whatever torch makes of arbitrary bytes
+        raise DamagedFile(f"{damaged} ({first_line(error)})") from error
+    if not archive:
+        warnings.warn(
+            f"{path} is in the format of torch before 1.6, which has no checksums: damage to it would not be seen.",
+            stacklevel=3,
+        )
+    return content
 
 
 def read_official(source: str | Path | Mapping | Sequence, map_location: str | torch.device = "cpu") -> OfficialFile:
@@ -187,7 +209,7 @@ def read_official(source: str | Path | Mapping | Sequence, map_location: str | t
 
 def load_official(
     source: str | Path | Mapping | Sequence,
-    config: str | Mapping | None = None,
+    config: str | Mapping | Any | None = None,
     *,
     network: nn.Module | None = None,
     map_location: str | torch.device = "cpu",
@@ -197,61 +219,65 @@ def load_official(
 
     Args:
         source: a file, or what `torch.load` made of it, or a state dict under the original names.
-        config: name of a published configuration ("ve/cifar10_ncsnpp_continuous"), or an original configuration
-            (mapping with the sections model, data, training). Without it the architecture is read from the tensors.
-        network: a module of your own whose parameter names are those of the file; `config` is then not used.
-        options: what the tensors cannot tell, in the original words: centered, scale_by_sigma, fir, image_size, ...
+        config: name of a published configuration ("ve/cifar10_ncsnpp_continuous"), or an original configuration of
+            score_sde, NCSN or NCSNv2: a mapping or namespace with the sections model and data (and training). Without
+            it, and where it is silent, the architecture is read from the tensors.
+        network: a module of your own whose parameter names are those of the file; `config` and options have then no
+            place.
+        options: what the tensors cannot tell, in the original words: nonlinearity, centered, scale_by_sigma, fir,
+            skip_rescale, ... They may be left out where the tensors are those of published configurations that agree;
+            else they are asked for. They win over `config`.
 
     Raises:
         UnsafeFile, DamagedFile: see `read_official`.
         WrongArchitecture: tensors are missing, left over or of another shape; nothing is ever skipped. (Only the table
             `sigmas` may be absent: it follows from the configuration.)
-        OfficialCheckpointError: an option that the tensors do not show was not given.
+        OfficialCheckpointError: an option that the tensors do not show was not given, is unknown, or contradicts them;
+            `config` is unknown or incomplete.
     """
     file = read_official(source, map_location)
     if network is not None:
+        if config is not None or options:
+            given = ", ".join([*(["config"] if config is not None else []), *options])
+            raise OfficialCheckpointError(f"{file.source}: with network=... nothing is to be built; leave out {given}.")
         return _load_into_own_module(file, network)
 
     facts, name = _settle_facts(file, config, options)
     built = build_network(facts)
-    _load_strictly(built, file.model, file.source)
+    load_strictly(built, file.model, file.source)
     _compare_noise_levels(file, facts, name)
     built.eval()
     ema_network = None
     if file.ema is not None:
         ema_network = copy.deepcopy(built)
         averaged = _name_ema(file, trainable_original_names(built), to_original_state_dict(built))
-        _load_strictly(ema_network, {**file.model, **averaged}, file.source)
+        load_strictly(ema_network, {**file.model, **averaged}, file.source)
     return OfficialModel(built, ema_network, file.step, name, facts, file)
 
 
-def _settle_facts(file: OfficialFile, config: str | Mapping | None, options: dict[str, Any]) -> tuple[dict, str | None]:
+def _settle_facts(file: OfficialFile, config: Any, options: dict[str, Any]) -> tuple[dict, str | None]:
     """The architecture of a file, and the published configuration it belongs to if that is known."""
-    if isinstance(config, str):
-        if config not in PUBLISHED:
-            raise OfficialCheckpointError(f"Unknown published configuration {config!r}.{suggest(config, PUBLISHED)}")
-        return {**PUBLISHED[config], **options}, config
-    if config is not None:
-        return {**network_facts(config), **options}, None
     try:
-        seen = _infer(file.model)
-    except infer.NotReadable as error:
-        raise WrongArchitecture(
-            f"{file.source}: the tensors are not those of a known original network ({error}). First tensors: "
-            f"{', '.join(list(file.model)[:5])}. Nearest published configuration: "
-            f"{nearest_published(_shapes(file.model))}. For a network of your own pass network=...; for other formats "
-            "see load_diffusers and load_edm."
-        ) from None
-    facts, known, open_options = complete(seen, options)
+        if isinstance(config, str):
+            if config not in PUBLISHED:
+                raise ValueError(f"Unknown published configuration {config!r}.{suggest(config, PUBLISHED)}")
+            check_options(PUBLISHED[config]["model"], options)
+            return {**PUBLISHED[config], **options}, config
+        seen = _infer(file)
+        told = {} if config is None else network_facts(config)
+        check_options(seen["model"], options)
+        facts, known, open_options = complete(seen, told | options)
+    except WrongArchitecture:
+        raise
+    except ValueError as error:
+        raise OfficialCheckpointError(f"{file.source}: {error}") from None
     if open_options:
-        hint = (
-            f"config= one of {', '.join(known)}" if known else "config= a published configuration with the same options"
-        )
+        named = f"\nOr write config= one of {', '.join(known)}." if known else ""
         raise OfficialCheckpointError(
-            f"{file.source}: the tensors do not show {', '.join(open_options)}. Pass {hint}, or the options "
-            f"themselves, e.g. load_official(..., {', '.join(f'{key}=...' for key in open_options)})."
+            f"{file.source}: the tensors do not show {', '.join(open_options)}, on which the outputs depend. Write, as "
+            f"arguments of load_official:{ask_for(facts['model'], open_options)}{named}"
         )
-    return facts, known[0] if len(known) == 1 else None
+    return facts, known[0] if len(known) == 1 and config is None else None
 
 
 def _compare_noise_levels(file: OfficialFile, facts: Mapping[str, Any], name: str | None) -> None:
@@ -268,61 +294,29 @@ def _compare_noise_levels(file: OfficialFile, facts: Mapping[str, Any], name: st
         )
 
 
-def _infer(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    if refinenet_names.is_refinenet(state_dict):
-        model, arguments = refinenet_names.refinenet_arguments(state_dict)
-        return {"model": model, **arguments}
-    return infer.infer_unet(state_dict)
+def _infer(file: OfficialFile) -> dict[str, Any]:
+    """What the tensors show. Raises `WrongArchitecture` where they are those of no original network."""
+    try:
+        if refinenet_names.is_refinenet(file.model):
+            model, arguments = refinenet_names.refinenet_arguments(file.model)
+            return {"model": model, **arguments}
+        return infer.infer_unet(file.model)
+    except infer.NotReadable as error:
+        raise WrongArchitecture(
+            f"{file.source}: the tensors are not those of a known original network ({error}). First tensors: "
+            f"{', '.join(list(file.model)[:5])}. Nearest published configuration: "
+            f"{nearest_published(shapes_of(file.model))}. For a network of your own pass network=...; for other "
+            "formats see load_diffusers and load_edm."
+        ) from None
 
 
-# --- names -----------------------------------------------------------------------------------------------------------
+def load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Copy a state dict under the original names into the network; only the table `sigmas` may be absent.
 
-
-def _names_module(network: nn.Module) -> ModuleType:
-    if isinstance(network, RefineNet):
-        return refinenet_names
-    from sde_score.models.official import unet_names
-
-    return unet_names
-
-
-def to_original_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """The network's tensors under the original names (without `module.`), in the original order. Exact."""
-    return _names_module(network).to_original(network)
-
-
-def trainable_original_names(network: nn.Module) -> list[str]:
-    """The original names of the trainable parameters in their order: the order of the original EMA list."""
-    frozen = {"sigmas"}
-    layout = to_original_state_dict(network)
-    if "all_modules.0.W" in layout and layout["all_modules.0.W"].ndim == 1:
-        frozen.add("all_modules.0.W")  # Fourier frequencies
-    return [name for name in layout if name not in frozen]
-
-
-def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-
-
-def differences(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> list[str]:
-    """One line per tensor that is missing, has another shape, or is left over."""
-    lines = []
-    for name, shape in expected.items():
-        if name not in found:
-            lines.append(f"{name}: missing, expected {list(shape)}")
-        elif tuple(found[name]) != tuple(shape):
-            lines.append(f"{name}: {list(found[name])} in the file, expected {list(shape)}")
-    lines += [
-        f"{name}: {list(shape)} in the file, not in the network"
-        for name, shape in found.items()
-        if name not in expected
-    ]
-    return lines
-
-
-def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    Raises `WrongArchitecture` that lists the tensors which are missing, left over or of another shape.
+    """
     own = to_original_state_dict(network)
-    expected, found = _shapes(own), _shapes(state_dict)
+    expected, found = shapes_of(own), shapes_of(state_dict)
     if "sigmas" not in found:
         expected.pop("sigmas", None)  # released files may lack the table
     lines = differences(expected, found)
@@ -334,13 +328,13 @@ def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], source:
             f"  {shown}{more}\n"
             f"Nearest published configuration: {nearest_published(found)}."
         )
-    _names_module(network).load_original(network, {**own, **state_dict})
+    load_original(network, {**own, **state_dict})
 
 
 def _name_ema(file: OfficialFile, names: Sequence[str], layout: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the tensors of the nameless EMA list their names, after checking number and shapes."""
     if isinstance(file.ema, dict):
-        lines = differences({name: tuple(layout[name].shape) for name in names}, _shapes(file.ema))
+        lines = differences({name: tuple(layout[name].shape) for name in names}, shapes_of(file.ema))
         averaged = file.ema
     else:
         if len(file.ema) != len(names):
@@ -349,7 +343,7 @@ def _name_ema(file: OfficialFile, names: Sequence[str], layout: Mapping[str, Ten
                 "parameters."
             )
         averaged = dict(zip(names, file.ema))
-        lines = differences({name: tuple(layout[name].shape) for name in names}, _shapes(averaged))
+        lines = differences({name: tuple(layout[name].shape) for name in names}, shapes_of(averaged))
     if lines:
         raise WrongArchitecture(f"{file.source}: the EMA weights do not fit the network:\n  " + "\n  ".join(lines[:8]))
     return averaged
@@ -357,7 +351,7 @@ def _name_ema(file: OfficialFile, names: Sequence[str], layout: Mapping[str, Ten
 
 def _load_into_own_module(file: OfficialFile, network: nn.Module) -> OfficialModel:
     own = network.state_dict()
-    lines = differences(_shapes(own), _shapes(file.model))
+    lines = differences(shapes_of(own), shapes_of(file.model))
     if lines:
         raise WrongArchitecture(f"{file.source} does not fit {type(network).__name__}:\n  " + "\n  ".join(lines[:8]))
     network.load_state_dict(file.model)
@@ -410,4 +404,4 @@ def save_official(
         content = [prefixed, dict(optimizer), 0, step, {name: averaged[name].detach() for name in names}]
     else:
         raise ValueError(f"Unknown layout {layout!r}.{suggest(layout, ('score_sde', 'ncsn', 'ncsnv2'))}")
-    torch.save(content, path)
+    write_atomically(path, lambda file: torch.save(content, file))

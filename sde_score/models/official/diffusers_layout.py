@@ -28,7 +28,8 @@ from torch import Tensor
 from sde_score.models.ddpm import DDPM
 from sde_score.models.ncsnpp import NCSNpp
 from sde_score.models.official.architecture import build_network
-from sde_score.models.official.checkpoint import OfficialCheckpointError, WrongArchitecture, differences, read_safely
+from sde_score.models.official.checkpoint import OfficialCheckpointError, WrongArchitecture, read_safely
+from sde_score.models.official.names import differences, shapes_of
 
 _SKIP_DOWN = {"SkipDownBlock2D": False, "AttnSkipDownBlock2D": True}  # block type -> has attention
 _SKIP_UP = {"SkipUpBlock2D": False, "AttnSkipUpBlock2D": True}
@@ -89,33 +90,7 @@ def diffusers_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     attention = tuple(level for level, block in enumerate(down) if down_types[block])
     if attention != tuple(level for level, block in enumerate(reversed(up)) if up_types[block]):
         raise OfficialCheckpointError("config.json has attention at other levels on the way up than on the way down.")
-    embedding = config.get("time_embedding_type", "fourier" if skip else "positional")
-    required: dict[str, tuple[Any, Any]] = {
-        "act_fn": (config.get("act_fn", "silu"), "silu"),
-        "norm_eps": (config.get("norm_eps", 1e-5), 1e-6),
-        "time_embedding_type": (embedding, "fourier" if skip else "positional"),
-        "attention_head_dim": (config.get("attention_head_dim"), None),
-        "resnet_time_scale_shift": (config.get("resnet_time_scale_shift", "default"), "default"),
-        "class_embed_type": (config.get("class_embed_type"), None),
-        "num_class_embeds": (config.get("num_class_embeds"), None),
-        "add_attention": (config.get("add_attention", True), True),
-        "norm_num_groups": (config.get("norm_num_groups", 32), None if skip else 32),
-        "out_channels": (config.get("out_channels", 3), config.get("in_channels", 3)),
-    }
-    if plain:
-        required |= {
-            "downsample_padding": (config.get("downsample_padding", 1), 0),
-            "flip_sin_to_cos": (config.get("flip_sin_to_cos", True), False),
-            "freq_shift": (_get(config, "freq_shift", "downscale_freq_shift", default=0), 1),
-        }
-    scale = config.get("mid_block_scale_factor", 1)
-    if abs(scale - (math.sqrt(2) if skip else 1)) > 1e-6:
-        required["mid_block_scale_factor"] = (scale, math.sqrt(2) if skip else 1)
-    for key, (value, expected) in required.items():
-        if value != expected:
-            raise OfficialCheckpointError(
-                f"config.json: {key} is {value!r}; our network of these blocks has {expected!r}."
-            )
+    _check_settings(config, skip=skip)
     nf = widths[0]
     if any(width % nf for width in widths):
         raise OfficialCheckpointError(f"block_out_channels {list(widths)} are not multiples of the first.")
@@ -150,6 +125,37 @@ def diffusers_facts(config: Mapping[str, Any]) -> dict[str, Any]:
                       progressive="output_skip", progressive_input="input_skip", progressive_combine="sum",
                       fourier_scale=16)  # fmt: skip
     return facts
+
+
+def _check_settings(config: Mapping[str, Any], *, skip: bool) -> None:
+    """Raise `OfficialCheckpointError` for the first setting that our network of these blocks does not have."""
+    embedding = config.get("time_embedding_type", "fourier" if skip else "positional")
+    required: dict[str, tuple[Any, Any]] = {
+        "act_fn": (config.get("act_fn", "silu"), "silu"),
+        "norm_eps": (config.get("norm_eps", 1e-5), 1e-6),
+        "time_embedding_type": (embedding, "fourier" if skip else "positional"),
+        "attention_head_dim": (config.get("attention_head_dim"), None),
+        "resnet_time_scale_shift": (config.get("resnet_time_scale_shift", "default"), "default"),
+        "class_embed_type": (config.get("class_embed_type"), None),
+        "num_class_embeds": (config.get("num_class_embeds"), None),
+        "add_attention": (config.get("add_attention", True), True),
+        "norm_num_groups": (config.get("norm_num_groups", 32), None if skip else 32),
+        "out_channels": (config.get("out_channels", 3), config.get("in_channels", 3)),
+    }
+    if not skip:
+        required |= {
+            "downsample_padding": (config.get("downsample_padding", 1), 0),
+            "flip_sin_to_cos": (config.get("flip_sin_to_cos", True), False),
+            "freq_shift": (_get(config, "freq_shift", "downscale_freq_shift", default=0), 1),
+        }
+    scale = config.get("mid_block_scale_factor", 1)
+    if abs(scale - (math.sqrt(2) if skip else 1)) > 1e-6:
+        required["mid_block_scale_factor"] = (scale, math.sqrt(2) if skip else 1)
+    for key, (value, expected) in required.items():
+        if value != expected:
+            raise OfficialCheckpointError(
+                f"config.json: {key} is {value!r}; our network of these blocks has {expected!r}."
+            )
 
 
 def diffusers_names(network: NCSNpp | DDPM) -> dict[str, str]:
@@ -211,10 +217,7 @@ def load_diffusers(
     for key, theirs in names.items():
         if theirs in state and own[key].ndim == 2 and state[theirs].ndim == 4:
             state[theirs] = state[theirs].flatten(1)
-    lines = differences(
-        {theirs: tuple(own[key].shape) for key, theirs in names.items()},
-        {key: tuple(tensor.shape) for key, tensor in state.items()},
-    )
+    lines = differences({theirs: tuple(own[key].shape) for key, theirs in names.items()}, shapes_of(state))
     if lines:
         raise WrongArchitecture(
             f"{name} does not fit its config.json ({len(lines)} tensors):\n  " + "\n  ".join(lines[:8])

@@ -27,10 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_score.models.layers import ResidualBlock
+from sde_score.models.blocks import ResidualBlock
 from sde_score.models.ncsnpp import NCSNpp
 from sde_score.models.noise_level import FourierEmbedding
-from sde_score.models.official.checkpoint import OfficialCheckpointError, WrongArchitecture, differences, read_safely
+from sde_score.models.official.checkpoint import OfficialCheckpointError, WrongArchitecture, read_safely
+from sde_score.models.official.names import differences, shapes_of
 
 _PRECONDITIONER = "model."
 _BLOCK = (("norm1", "norm0"), ("conv1", "conv0"), ("emb", "affine"), ("norm2", "norm1"), ("conv2", "conv1"),
@@ -140,26 +141,31 @@ def _places(network: NCSNpp, image_size: int) -> Iterator[tuple[str, str, Any]]:
         yield "conv_out", f"{at('dec', 0)}_aux_conv", None
 
 
+def _renames(network: NCSNpp, image_size: int) -> Iterator[tuple[str, str]]:
+    """(our name, EDM's name) of the tensors that are the same in both: all but those of attention."""
+    own, modules = network.state_dict(), dict(network.named_modules())
+    if isinstance(network.conditioning.embedding, FourierEmbedding):
+        yield "conditioning.embedding.frequencies", "map_noise.freqs"
+    for i in (1, 2):
+        for leaf in ("weight", "bias"):
+            yield f"conditioning.linear{i}.{leaf}", f"map_layer{i - 1}.{leaf}"
+    for ours, theirs, _ in _places(network, image_size):
+        for a, b in _BLOCK if isinstance(modules[ours], ResidualBlock) else (("", ""),):
+            for leaf in ("weight", "bias"):
+                name = ".".join(part for part in (ours, a, leaf) if part)
+                if name in own:
+                    yield name, ".".join(part for part in (theirs, b, leaf) if part)
+
+
 def to_edm(network: NCSNpp, *, image_size: int | None = None) -> dict[str, Tensor]:
     """The network's tensors under the names of a SongUNet for `image_size` (default: the network's). Exact.
 
     Raises `OfficialCheckpointError` for networks that SongUNet cannot be.
     """
     _check_supported(network)
-    own, modules = network.state_dict(), dict(network.named_modules())
-    state = {}
-    if isinstance(network.conditioning.embedding, FourierEmbedding):
-        state["map_noise.freqs"] = own["conditioning.embedding.frequencies"]
-    for i in (1, 2):
-        for leaf in ("weight", "bias"):
-            state[f"map_layer{i - 1}.{leaf}"] = own[f"conditioning.linear{i}.{leaf}"]
-    for ours, theirs, attention in _places(network, image_size or network.image_size):
-        renames = _BLOCK if isinstance(modules[ours], ResidualBlock) else (("", ""),)
-        for a, b in renames:
-            for leaf in ("weight", "bias"):
-                name = ".".join(part for part in (ours, a, leaf) if part)
-                if name in own:
-                    state[".".join(part for part in (theirs, b, leaf) if part)] = own[name]
+    own = network.state_dict()
+    state = {theirs: own[ours] for ours, theirs in _renames(network, image_size or network.image_size)}
+    for _, theirs, attention in _places(network, image_size or network.image_size):
         if attention:
             for leaf in ("weight", "bias"):
                 state[f"{theirs}.norm2.{leaf}"] = own[f"{attention}.norm.{leaf}"]
@@ -243,7 +249,7 @@ def load_edm(source: str | Path | Mapping[str, Tensor], *, class_label: int | No
     state = {key: tensor for key, tensor in state.items() if not key.startswith("map_label.")}
 
     expected = to_edm(network)
-    lines = differences(_shapes(expected), _shapes(state))
+    lines = differences(shapes_of(expected), shapes_of(state))
     if lines:
         raise WrongArchitecture(f"{name} does not fit a SongUNet ({len(lines)} tensors):\n  " + "\n  ".join(lines[:8]))
     network.load_state_dict({**network.state_dict(), **_from_edm(network, state)})
@@ -263,20 +269,8 @@ def _fold_class(state: Mapping[str, Tensor], class_label: int | None) -> Tensor:
 
 
 def _from_edm(network: NCSNpp, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    modules = dict(network.named_modules())
-    own: dict[str, Tensor] = {}
-    if "map_noise.freqs" in state:
-        own["conditioning.embedding.frequencies"] = state["map_noise.freqs"]
-    for i in (1, 2):
-        for leaf in ("weight", "bias"):
-            own[f"conditioning.linear{i}.{leaf}"] = state[f"map_layer{i - 1}.{leaf}"]
-    for ours, theirs, attention in _places(network, network.image_size):
-        renames = _BLOCK if isinstance(modules[ours], ResidualBlock) else (("", ""),)
-        for a, b in renames:
-            for leaf in ("weight", "bias"):
-                name = ".".join(part for part in (theirs, b, leaf) if part)
-                if name in state:
-                    own[".".join(part for part in (ours, a, leaf) if part)] = state[name]
+    own = {ours: state[theirs] for ours, theirs in _renames(network, network.image_size)}
+    for _, theirs, attention in _places(network, network.image_size):
         if attention:
             for leaf in ("weight", "bias"):
                 own[f"{attention}.norm.{leaf}"] = state[f"{theirs}.norm2.{leaf}"]
@@ -286,7 +280,3 @@ def _from_edm(network: NCSNpp, state: Mapping[str, Tensor]) -> dict[str, Tensor]
                 proj = state[f"{theirs}.proj.{leaf}"]
                 own[f"{attention}.out.{leaf}"] = proj.flatten(1) if leaf == "weight" else proj
     return own
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}

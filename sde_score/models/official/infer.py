@@ -69,11 +69,6 @@ def _describe(shapes: dict[str, tuple[int, ...]]) -> _Module:
     raise NotReadable(f"a module with the tensors {', '.join(sorted(shapes))}")
 
 
-def is_unet(state_dict: Mapping[str, Tensor]) -> bool:
-    """Does this state dict use the original names of NCSN++ or DDPM?"""
-    return any(name.startswith("all_modules.") for name in state_dict)
-
-
 def _modules(state_dict: Mapping[str, Tensor]) -> list[_Module]:
     found: dict[int, dict[str, tuple[int, ...]]] = {}
     for name, tensor in state_dict.items():

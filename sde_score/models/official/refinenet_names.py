@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from sde_score.models.refinenet import RefineNet, ResidualBlock, ResidualConvUnit
 
-# network class -> (encoder stage names, refine block names in order of use)
+# number of encoder stages -> (their names, the names of the refine blocks in order of use)
 _STAGES = {
-    "NCSN": (("res1", "res2", "res3", "res4"), ("refine1", "refine2", "refine3", "refine4")),
-    "NCSNv2_64": (("res1", "res2", "res3", "res4"), ("refine1", "refine2", "refine3", "refine4")),
-    "NCSNv2_128": (
-        ("res1", "res2", "res3", "res4", "res5"),
-        ("refine1", "refine2", "refine3", "refine4", "refine5"),
-    ),
-    "NCSNv2_256": (
+    4: (("res1", "res2", "res3", "res4"), ("refine1", "refine2", "refine3", "refine4")),
+    5: (("res1", "res2", "res3", "res4", "res5"), ("refine1", "refine2", "refine3", "refine4", "refine5")),
+    6: (
         ("res1", "res2", "res3", "res31", "res4", "res5"),
         ("refine1", "refine2", "refine31", "refine3", "refine4", "refine5"),
     ),
@@ -30,16 +27,13 @@ _STAGES = {
 def original_names(network: RefineNet) -> dict[str, str]:
     """Our tensor name -> the original one, in the order of the original state dict.
 
-    Class embeddings (`num_classes`) have no original counterpart and make this a ValueError.
+    Raises `ValueError` for classes, which have no original names.
     """
     if network.num_classes is not None:
-        raise ValueError("the original RefineNets have no class labels: a network with num_classes cannot be exported.")
-    for cls in type(network).__mro__:
-        if cls.__name__ in _STAGES:
-            stages, refines = _STAGES[cls.__name__]
-            break
-    else:
-        raise ValueError(f"{type(network).__name__} has no original counterpart.")
+        raise ValueError("The original RefineNets have no classes: a network with `num_classes` has no original names.")
+    if len(network.stages) not in _STAGES:
+        raise ValueError(f"No original RefineNet has {len(network.stages)} stages; they have 4, 5 or 6.")
+    stages, refines = _STAGES[len(network.stages)]
     own = network.state_dict()
     pairs = [("sigmas", "sigmas")] if "sigmas" in own else []
     pairs += _layer("conv_in", "begin_conv", own)
@@ -90,7 +84,8 @@ def _conv_unit(unit: ResidualConvUnit, ours: str, original: str, own: Mapping[st
 def refinenet_arguments(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, object]]:
     """Registered name and constructor arguments of the network that an original state dict describes.
 
-    Read from the tensors: family and depth, `channels`, `nf`, `num_scales`, and for NCSNv2 the table of sigmas.
+    Read from the tensors: family and depth, `channels`, `nf`, `num_scales`, and for NCSNv2 the table of sigmas: its
+    ends, and whether its spacing is uniform.
     Not visible in them: `activation` (published: elu) and `centered` (published: no).
     """
     nf, channels = state_dict["begin_conv.weight"].shape[:2]
@@ -103,24 +98,16 @@ def refinenet_arguments(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str
         name = "ncsnv2_128"
     else:
         name = "ncsnv2_64"
-    if "sigmas" in state_dict and state_dict["sigmas"].device.type != "meta":
+    if "sigmas" in state_dict:
         sigmas = state_dict["sigmas"]
-        arguments.update(num_scales=len(sigmas), sigma_max=float(sigmas[0]), sigma_min=float(sigmas[-1]))
-    elif "sigmas" in state_dict:
-        arguments["num_scales"] = len(state_dict["sigmas"])
+        arguments["num_scales"] = len(sigmas)
+        if not sigmas.is_meta:
+            ends = float(sigmas[0]), float(sigmas[-1])
+            even = torch.linspace(*ends, len(sigmas), dtype=torch.float64)
+            uniform = len(sigmas) > 2 and torch.allclose(sigmas.cpu().double(), even, rtol=1e-4, atol=0)
+            arguments.update(sigma_max=ends[0], sigma_min=ends[1], spacing="uniform" if uniform else "geometric")
     return name, arguments
 
 
 def is_refinenet(state_dict: Mapping[str, Tensor]) -> bool:
     return "begin_conv.weight" in state_dict and "refine1.crp.convs.0.weight" in state_dict
-
-
-def to_original(network: RefineNet) -> dict[str, Tensor]:
-    """The network's tensors under the original names, in the original order."""
-    own = network.state_dict()
-    return {original: own[name] for name, original in original_names(network).items()}
-
-
-def load_original(network: RefineNet, state_dict: Mapping[str, Tensor]) -> None:
-    """Copy an original state dict into the network; names and shapes must fit."""
-    network.load_state_dict({name: state_dict[original] for name, original in original_names(network).items()})
