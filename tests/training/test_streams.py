@@ -148,9 +148,10 @@ def test_flips_depend_on_seed_and_position_and_go_with_nothing_else():
     assert torch.equal(flip_mask(7, positions[1000:2000]), first[1000:2000])
     far = 5 * 4000**0.5 / 2
     shifted = flip_mask(7, positions + 4000)  # another epoch of 4000 samples
+    neighbour = flip_mask(7, positions + 1)
     parity = positions % 2 == 1
     uniform = torch.stack([SampleNoise((7, 0), [i]).uniform(torch.empty(1)) for i in range(4000)])[:, 0] < 0.5
-    for other in (flip_mask(8, positions), shifted, parity, uniform):
+    for other in (flip_mask(8, positions), shifted, neighbour, parity, uniform):
         assert abs(int((first == other).sum()) - 2000) < far
 
 
