@@ -107,10 +107,15 @@ class Score(ABC):
 
 
 class FunctionScore(Score):
-    """Any function `(x, t) -> score` as a `Score`."""
+    """Any function `(x, t) -> score` as a `Score`. A method `eps` of its own is taken for the noise."""
 
     def __init__(self, function: ScoreFn, sde: SDE) -> None:
         self.function, self.sde = function, sde
+        own = getattr(function, "eps", None)
+        self._own_eps = own if callable(own) else None
+
+    def eps(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return super().eps(x, t, **cond) if self._own_eps is None else self._own_eps(x, t, **cond)
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return self.function(x, t, **cond)

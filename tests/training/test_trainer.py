@@ -451,7 +451,7 @@ def test_a_failing_action_is_reported_and_costs_nothing(tmp_path, every, at):
         raise ValueError("no room for the picture")
 
     store = CheckpointStore(tmp_path)
-    trainer = make(steps=25, actions=[(every, picture)], checkpoint_every=at, checkpoints=store)
+    trainer = make(steps=25, actions=[(every, picture)], checkpoint=at, checkpoints=store)
     assert trainer.run().status == "done" and store.load_newest().step == 25
     assert any(f"Step {at}: the action" in said and "no room for the picture" in said for said in trainer.said)
     assert trainer.model.training
@@ -494,7 +494,7 @@ def test_killed_between_the_checkpoint_and_what_is_due_after_it(tmp_path, step, 
                 raise Killed
 
         trainer = make(
-            net=Net(dropout=0.3), steps=25, log_every=10, checkpoint_every=5,
+            net=Net(dropout=0.3), steps=25, log=10, checkpoint=5,
             actions=[(5, first), (10, second), (1, last)], checkpoints=CheckpointStore(folder),
             writers=[Writer(folder / "metrics.jsonl")],
         )  # fmt: skip
