@@ -45,6 +45,13 @@ def test_a_folder_with_links_to_itself_ends_and_has_each_image_once(tmp_path):
     assert splits.info.num_classes is None
 
 
+def test_a_folder_keeps_its_own_name_where_a_link_leads_to_it_too(tmp_path):
+    for k, name in enumerate("bbcc"):
+        save(tmp_path / name / f"{k}.png", k)
+    (tmp_path / "a").symlink_to("b")
+    assert load_dataset(str(tmp_path), holdout=0.5).info.class_names == ("b", "c")
+
+
 def test_links_out_of_the_folder_are_followed_and_said(tmp_path):
     root, elsewhere = tmp_path / "cats", tmp_path / "elsewhere"
     for k in range(2):
