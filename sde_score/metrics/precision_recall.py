@@ -84,8 +84,8 @@ class PrecisionRecall(Metric):
     The values are those of all samples. Their standard errors come from disjoint blocks of both sets, s / sqrt(blocks):
     the values on small sets are others, but fluctuate as those on the whole do, neighbours being local. They were 0.7
     to 1.1 times the true spread (up to twice for a precision near 1; Gaussian features, d = 2 and 10, N = 300 and
-    1,000). A binomial error would count the evaluated samples alone, as if the balls were given, and be up to eight
-    times too small.
+    1,000). A binomial error would count the evaluated samples alone, as if the balls were given, and was up to three
+    times too small there.
 
     Args:
         k: neighbours that define a ball; the papers use 3 and 5.
