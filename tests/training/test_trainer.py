@@ -481,7 +481,7 @@ def test_killed_between_the_checkpoint_and_what_is_due_after_it(tmp_path, step, 
                 raise Killed
 
         trainer = make(
-            net=Net(dropout=0.3), steps=25, log_every=10, checkpoint_every=5,
+            net=Net(dropout=0.3), steps=25, log_every=10, checkpoint_every=5, schedule="cosine",
             actions=[(5, first), (10, second), (1, last)], checkpoints=CheckpointStore(folder),
             writers=[Writer(folder / "metrics.jsonl")],
         )  # fmt: skip
