@@ -38,6 +38,17 @@ def test_embeddings_compute_in_float32_or_float64(embedding):
     assert embedding(torch.tensor([992.0], dtype=torch.float64)).dtype == torch.float64
 
 
+def test_casts_leave_frequencies_and_table_alone():
+    """In bfloat16 they would have three digits; on another device they move."""
+    embedding, table = FourierEmbedding(5), SigmaTable(0.5, 8.0, 5)
+    frequencies, sigmas = embedding.frequencies.clone(), table.sigmas.clone()
+    for cast in (torch.nn.Module.bfloat16, torch.nn.Module.double):
+        assert torch.equal(cast(embedding).frequencies, frequencies) and embedding.frequencies.dtype == torch.float32
+        assert torch.equal(cast(table).sigmas, sigmas) and table.bits.dtype == torch.int64
+    moved = embedding.to("meta", torch.bfloat16).frequencies
+    assert moved.is_meta and moved.dtype == torch.float32
+
+
 def test_an_odd_size_ends_with_a_zero():
     level = torch.tensor([3.0, 500.0])
     odd = PositionalEmbedding(7)(level)
