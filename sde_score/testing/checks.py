@@ -20,7 +20,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 SIGMAS = 5.0
-FUNDAMENTAL = ("check_times", "check_shapes", "check_predictor_shapes", "check_corrector_shapes")
+FUNDAMENTAL = (
+    "check_times", "check_prior_sampling", "check_shapes", "check_arguments", "check_predictor_shapes",
+    "check_corrector_shapes", "check_solver_arguments", "check_objective_shapes", "check_parameterization_shapes",
+)  # fmt: skip
 Check = Callable[..., None]
 
 

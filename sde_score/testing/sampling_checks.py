@@ -11,8 +11,10 @@ from torch import Tensor
 
 from sde_score.sdes.linear import LinearSDE
 from sde_score.testing.checks import SIGMAS, CheckResult, _name, _require, _run
+from sde_score.testing.probes import Noise as _Noise
+from sde_score.testing.probes import diagonal_shape as _diagonal_shape
+from sde_score.testing.probes import shapes_of as _shapes
 from sde_score.testing.problems import Gaussian
-from sde_score.testing.sde_checks import _diagonal_shape, _Noise, _shapes
 
 
 def _law_of(sde: LinearSDE) -> Gaussian:

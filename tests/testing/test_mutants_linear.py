@@ -404,7 +404,7 @@ MUTANTS = [
     (DriftInPlace, "drift.*in place"),
     (TimesInPlace, "marginal.*in place"),
     (DriftDetached, "drift.*gradient"),
-    (MarginalOnCPU, "marginal_prob.*device"),
+    (MarginalOnCPU, "marginal_coeffs.*device"),
     (LogSnrOnCPU, "log_snr.*device"),
     (DiffusionBatchCoupled, "diffusion.*(batch|other)"),
     (ClaimsNotAdditive, "additive_noise"),
