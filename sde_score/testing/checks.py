@@ -22,8 +22,11 @@ from torch import Tensor
 SIGMAS = 5.0
 FUNDAMENTAL = (
     "check_times", "check_prior_sampling", "check_shapes", "check_arguments", "check_predictor_shapes",
-    "check_corrector_shapes", "check_solver_arguments", "check_objective_shapes", "check_parameterization_shapes",
+    "check_predictor_arguments", "check_predictor_noise", "check_corrector_shapes", "check_corrector_arguments",
+    "check_corrector_noise", "check_solver_arguments", "check_objective_shapes", "check_objective_arguments",
+    "check_objective_noise", "check_parameterization_shapes", "check_parameterization_arguments",
 )  # fmt: skip
+"""Checks after whose failure the others would only repeat it, under another name."""
 Check = Callable[..., None]
 
 
