@@ -294,7 +294,7 @@ def _step(sde: SDE, x: Tensor, s: float, t: float, noise: Noise) -> Tensor:
     return x + 0.5 * h * (drift + sde.drift(x + h * drift + kick, late)) + kick
 
 
-def check_forward_simulation(sde: SDE, shape: Shape | None = None, samples: int = 4000, steps: int = 400) -> None:
+def check_forward_simulation(sde: SDE, shape: Shape | None = None, samples: int = 4000, steps: int = 300) -> None:
     """Paths simulated with `drift` and `apply_diffusion` have the law of `marginal_prob` in the middle and at the end;
     where that is unknown, paths from the middle of the prior end in the prior.
 

@@ -210,15 +210,11 @@ def check_solver_callback(solver) -> None:
     heard = []
     result = solve_ode(lambda x, t: -x, _START, 0.0, 1.0, solver=solver, callback=heard.append)
     _require(len(heard) > 0, "the callback is never called: progress and trajectories would see nothing.")
-    steps = [p.step for p in heard]
+    forwards = all(q.step >= p.step and bool((q.t >= p.t).all()) for p, q in zip(heard, heard[1:]))
     _require(
-        all(b >= a for a, b in zip(steps, steps[1:])) and steps[-1] > 0,
-        f"the callback hears of steps {steps[:3]} ... {steps[-3:]}; their number must grow.",
-    )
-    _require(
-        bool((heard[-1].t > 0.5).all()) and all(bool((q.t >= p.t).all()) for p, q in zip(heard, heard[1:])),
-        f"the callback hears of times {float(heard[0].t.min()):.3g} to {float(heard[-1].t.max()):.3g} of a run from 0 "
-        "to 1; they must go from the start towards the end.",
+        forwards and bool((heard[0].t >= 0).all()) and bool((heard[-1].t <= 1).all()),
+        f"the callback hears of steps {[p.step for p in heard][:5]} ... at times {float(heard[0].t.min()):.3g} to "
+        f"{float(heard[-1].t.max()):.3g} of a run from 0 to 1; both must go forwards.",
     )
     if bool((heard[-1].t == 1.0).all()):
         _require(torch.allclose(heard[-1].x, result.x), "at the end the callback sees another state than the solution.")
