@@ -12,6 +12,8 @@ from sde_score.sdes.linear import LinearSDE
 
 NODES = 8
 LEVELS = 40
+MOST = 2000
+"""Panels in the making beyond which a coefficient is taken as it is: noise, which no halving smooths."""
 
 
 def _rule() -> tuple[Tensor, Tensor, Tensor]:
@@ -47,8 +49,8 @@ class Panels:
             log_a = left[0] + right[0]
             variance = left[1] * torch.exp(2 * right[0]) + right[1]
             rough = ((whole[0] - log_a).abs() > 1e-11).any(1)
-            rough |= ((whole[1] - variance).abs() > 1e-11 * variance.abs() + 1e-300).any(1)
-            rough &= level < LEVELS - 1
+            rough |= ((whole[1] - variance).abs() > 1e-11 * variance.abs() + 1e-13 * variance.amax(0)).any(1)
+            rough &= level < LEVELS - 1 and len(low) < MOST
             done.append((low[~rough], high[~rough], log_a[~rough], variance[~rough]))
             low, high = torch.cat([low[rough], middle[rough]]), torch.cat([middle[rough], high[rough]])
             if len(low) == 0:
