@@ -345,7 +345,7 @@ def check_reverse_ode(sde: LinearSDE, tolerance: float = 0.03) -> None:
     scale = prior_std if prior_std.ndim == 0 else prior_std.reshape(1, *shape)
     x = expand_like(units, torch.empty(3, *shape)) * scale * torch.ones(1, *shape, dtype=torch.float64)
     drift = sde.reverse(law.score_fn(sde), eta=0.0).drift
-    x = solve_ode(drift, x, sde.T, sde.t_min, solver="dopri5(rtol=1e-4, atol=1e-6, max_steps=500)").x
+    x = solve_ode(drift, x, sde.T, sde.t_min, solver="dopri5(rtol=1e-4, atol=1e-6, max_nfe=3000)").x
     m, std = sde.marginal_prob(
         torch.ones(3, *shape, dtype=torch.float64), torch.full((3,), sde.t_min, dtype=torch.float64)
     )
