@@ -70,9 +70,6 @@ class MetricResult:
         """Name with the number of samples, since most metrics depend on it: ``fd@500``."""
         return self.name if self.n is None else f"{self.name}@{self.n}"
 
-    def __float__(self) -> float:
-        return float(self.value)
-
     def __str__(self) -> str:
         if self.error is not None:
             return f"{self.label} failed: {self.error}"

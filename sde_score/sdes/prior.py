@@ -75,8 +75,7 @@ def prior_gap(sde: SDE, x0: Tensor, *, noise: NoiseFn = torch.randn_like) -> Pri
         end_std = torch.sqrt(still.var(0) + rows(std.expand_as(x0)).square().mean(0))
     except NotImplementedError:
         end = rows(sde.simulate(x0, t, noise))
-        common = noise(x0[:1])
-        still = rows(sde.simulate(x0, t, lambda like: common.expand_as(like)))
+        still = rows(sde.simulate(x0, t, lambda like: noise(like)[:1].expand_as(like)))
         end_mean, end_std = end.mean(0), end.std(0)
     unit = drawn.std(0).clamp(min=1e-30)
     error = 5 * (2 / n) ** 0.5  # five standard errors of a difference of means

@@ -2,6 +2,8 @@
 environment variables.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from sde_score.training import (
 )
 
 SIZE = 10
+VICTIM = int(sys.argv[2]) if __name__ == "__main__" and len(sys.argv) > 2 else None  # killed in step 13
 
 
 class Net(nn.Module):
@@ -45,6 +48,8 @@ def objective(model, x0, *, noise, **cond):
 
 
 def batch(step):
+    if step == 13 and distributed.rank() == VICTIM:
+        os.kill(os.getpid(), signal.SIGKILL)
     x = torch.randn(SIZE, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(step)) + 1.0
     if step == 4:
         x[0] = float("nan")  # on one process only; all must skip
