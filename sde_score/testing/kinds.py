@@ -52,8 +52,8 @@ def kind_of(obj: Any) -> str:
     what = obj.__name__ if isinstance(obj, type) else f"an object of class {type(obj).__name__}"
     raise TypeError(
         f"{what} is nothing that can be checked. An SDE has drift and prior_logp, a predictor step(score_fn, x, t, "
-        "t_next, noise), a corrector step(score_fn, x, t, noise), a solver integrate, an objective "
-        "__call__(model, x0, *, noise), a parameterisation eps and c_noise."
+        "t_next, noise), a corrector step(score_fn, x, t, noise), a solver integrate, an objective __call__(model, x0, "
+        "*, noise), a parameterisation eps and c_noise."
     )
 
 

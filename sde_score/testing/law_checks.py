@@ -70,9 +70,9 @@ def check_noise_square(sde: SDE, shape: Shape | None = None) -> None:
     gap = float((got - divergence).abs().max()) / (float(divergence.abs().max()) + 1e-3 * size**2 / float(spread.max()))
     _require(
         gap < 1e-3,
-        f"diffusion_sq_divergence is not ∇·(G Gᵀ), component i being Σ_j ∂_j (G Gᵀ)_ij: relative error {gap:.2g}, "
-        f"e.g. {float(got.reshape(-1)[0]):.4g} instead of {float(divergence.reshape(-1)[0]):.4g}. It enters the "
-        "reverse drift wherever G depends on x.",
+        f"diffusion_sq_divergence is not ∇·(G Gᵀ), component i being Σ_j ∂_j (G Gᵀ)_ij: relative error {gap:.2g}, e.g. "
+        f"{float(got.reshape(-1)[0]):.4g} instead of {float(divergence.reshape(-1)[0]):.4g}. It enters the reverse "
+        "drift wherever G depends on x.",
     )
 
 
@@ -183,7 +183,7 @@ def check_moments(sde: SDE, shape: Shape | None = None) -> None:
         if ((dm + want_mean).abs() <= 1e-3 * size).all():
             hint = " It looks like wrong sign of the drift (d mean/dt = −E[f] holds)."
         raise CheckFailed(
-            f"the mean by marginal_prob does not move with the drift: d E[x]/dt is not E[drift(x, t)], relative error "
+            "the mean by marginal_prob does not move with the drift: d E[x]/dt is not E[drift(x, t)], relative error "
             f"{gap:.2g} at t={at:.4g}.{hint}"
         )
     size = want_cov.diagonal(dim1=1, dim2=2).abs() + 2 * cross.diagonal(dim1=1, dim2=2).abs() + g2 + 1e-3 * v / T

@@ -95,7 +95,7 @@ def _require_normal(sde: LinearSDE, x: Tensor) -> None:
     spread = float(((centre - centre.mean(0)).abs() / std).max())
     _require(
         spread < 1e-5,
-        f"prior_logp is not the density of N(c, prior_std²): its gradient is not −(x − c)/prior_std² (off by "
+        "prior_logp is not the density of N(c, prior_std²): its gradient is not −(x − c)/prior_std² (off by "
         f"{spread:.2g}/prior_std).",
     )
     gap = logp - sum_except_batch(torch.distributions.Normal(centre.mean(0).expand_as(x), std).log_prob(x))
