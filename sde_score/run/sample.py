@@ -250,12 +250,9 @@ def conditions_of(
 
 def sampler_tag(run: RunFacts) -> str:
     """A file name that says how samples were drawn: `pc_reverse_diffusion_langevin`, `ode`."""
-    section = run.config.sampling
-    name = str(section.method).partition("(")[0]
-    parts = [name]
-    if name == "pc":
-        parts += [str(section.predictor).partition("(")[0], str(section.corrector).partition("(")[0]]
-    return "_".join(parts)
+    settings = sampler_settings(run.config)
+    parts = [run.config.sampling.method, *(settings[key] for key in ("predictor", "corrector") if key in settings)]
+    return "_".join(str(part).partition("(")[0] for part in parts)
 
 
 def save_samples(samples: Samples, run: RunFacts, tag: str) -> dict[str, str]:
