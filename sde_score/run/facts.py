@@ -24,6 +24,7 @@ from sde_score.models import ScoreModel
 from sde_score.run.build import build_data, build_model, told_conditions
 from sde_score.score import Score
 from sde_score.sdes import SDE, PriorGap, prior_gap
+from sde_score.sdes.prior import FEWEST
 from sde_score.tensors import SampleNoise
 from sde_score.training import distributed
 
@@ -118,7 +119,7 @@ class RunFacts:
     def compare_prior(self) -> None:
         """Measure how far the law of the training data at T is from the prior."""
         count = min(len(self.data.train), PRIOR_SAMPLES, max(64, PRIOR_NUMBERS // math.prod(self.codec.shape)))
-        if count < 2:
+        if count < FEWEST:
             return
         noise = SampleNoise((self.config.seed, PRIOR_STREAM), range(count))
         z = self.codec.encode(self.data.train[range(count)].x, noise)
