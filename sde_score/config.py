@@ -138,10 +138,13 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "data.channels": _at_least(1),
     "data.holdout": ("above 0 and below 1", lambda value: 0 < value < 1),
     "data.workers": _at_least(0),
+    "data.max_pixels": _at_least(1),
+    "data.memory_gb": _at_least(0),
     "training.batch_size": _at_least(1),
     "training.n_iters": _at_least(1),
     "training.max_seconds": _above(0),
     "training.micro_batches": _at_least(1),
+    "training.condition_dropout": ("at least 0 and below 1", lambda value: 0 <= value < 1),
     "training.max_skips": _at_least(1),
     "training.log_freq": _at_least(1),
     "training.eval_freq": _at_least(0),
@@ -164,7 +167,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "likelihood.batch_size": _at_least(1),
     "evaluation.num_samples": _at_least(1),
 }
-TEXTS = ("plugins", "evaluation.metrics")
+TEXTS = ("plugins", "model.conditions", "evaluation.metrics")
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", tuple: "a tuple of texts"}
 
 

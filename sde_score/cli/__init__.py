@@ -18,6 +18,7 @@ TOP = """usage: sde-score COMMAND [flags]
   evaluate    compare samples with the test data
   report      write report.html anew
   list        registered components: SDEs, predictors, correctors, solvers, models, data sets ...
+  check       prove components of your own right: SDEs, predictors, correctors, solvers, objectives
   import      an official .pth checkpoint becomes a run
   export      a run becomes an official .pth checkpoint
   quickstart  all of it on the 8x8 digits, in a few minutes

@@ -167,7 +167,7 @@ def run_flags(values: flags.FlagValues) -> None:
 def finish(values: flags.FlagValues, result: dict, lines: list[str]) -> None:
     """Print the result: one JSON object with --json, otherwise the lines."""
     if values.json:
-        from sde_score.run.run import plain
+        from sde_score.run.facts import plain
 
         print(json.dumps(plain(result)))
     else:

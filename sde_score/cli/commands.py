@@ -257,6 +257,35 @@ def list_components(argv: list[str]) -> None:
     finish(values, chosen, lines)
 
 
+@command("check")
+def check(argv: list[str]) -> None:
+    """Run the conformance checks on components, named FILE.py:CLASS, MODULE:CLASS(ARGUMENT=VALUE) or as registered."""
+
+    def define(values):
+        flags.DEFINE_string("sde", "vp", "the SDE that predictors, correctors ... are made for", flag_values=values)
+        flags.DEFINE_list("skip", [], "names of checks to leave out", flag_values=values)
+
+    names = [a for a in argv if not a.startswith("-")]
+    values = parse("check", [a for a in argv if a.startswith("-")], define, config=False)
+    if not names:
+        raise UsageError("write what to check, e.g. my_module.py:MySDE or vp")
+    from sde_score.run.build import import_plugins
+    from sde_score.run.components import REGISTRIES
+    from sde_score.testing.command import CannotCheck, check_components
+
+    import_plugins(tuple(values.plugin))
+    skip = dict.fromkeys(values.skip, "left out on the command line")
+    try:
+        reports = check_components(names, REGISTRIES, sde=values.sde, skip=skip)
+    except CannotCheck as error:
+        raise UsageError(str(error)) from error
+    rows = {r.name: {"kind": r.kind, "checks": [vars(c) for c in r.results]} for r in reports}
+    finish(values, rows, [line for r in reports for line in r.lines()])
+    failed = sum(r.failures for r in reports)
+    if failed:
+        raise RuntimeError(f"{failed} of {sum(len(r.results) for r in reports)} checks failed")
+
+
 @contextlib.contextmanager
 def _few_threads():
     """One thread, unless OMP_NUM_THREADS says otherwise: on 8x8 images waking a second one costs more than it does."""

@@ -140,13 +140,13 @@ class DataSplits:
     law: Any = None
 
 
-def chunks_of(n: int, size: int, numbers: int = 2**22) -> Iterator[range]:
+def chunks_of(n: int, size: int, numbers: int = 2**20) -> Iterator[range]:
     """0 .. n - 1 in ranges, each of samples with about `numbers` numbers in all; `size` of them per sample."""
     step = max(1, numbers // max(1, size))
     return (range(start, min(start + step, n)) for start in range(0, n, step))
 
 
-def statistics(split: Split, *, numbers: int = 2**22) -> tuple[Tensor, Tensor]:
+def statistics(split: Split, *, numbers: int = 2**20) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (float64) of a split: `(D,)` for vectors, `(C, 1, ..)` per channel otherwise.
 
     One pass in chunks of so many `numbers`; sums are taken about the first sample's mean, so that a large offset does

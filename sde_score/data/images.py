@@ -6,9 +6,8 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,29 +46,32 @@ def _explain(name: str, error: Exception) -> str:
     return f"{name}: {reason}"
 
 
-_lifting = threading.Lock()
-_lifted = 0
+class _PillowsLimit:
+    """Pillow's own limit on the size of images, lifted while one of our threads reads: ours, which the user can set, is
+    asked instead. Pillow's is a global that warns or refuses, so it comes back with the last thread."""
+
+    def __init__(self) -> None:
+        self.lock, self.readers, self.saved = threading.Lock(), 0, None
+
+    def __enter__(self) -> Any:
+        from PIL import Image
+
+        with self.lock:
+            if self.readers == 0:
+                self.saved, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self.readers += 1
+        return Image
+
+    def __exit__(self, *error: object) -> None:
+        from PIL import Image
+
+        with self.lock:
+            self.readers -= 1
+            if self.readers == 0:
+                Image.MAX_IMAGE_PIXELS = self.saved
 
 
-@contextmanager
-def _own_limit() -> Iterator[Any]:
-    """Pillow's module, its own limit on the size of images lifted while one of our threads reads: ours, which the user
-    can set, is asked instead. Pillow's is a global that warns or refuses, so it comes back with the last thread."""
-    from PIL import Image
-
-    global _lifted
-    with _lifting:
-        if _lifted == 0:
-            _own_limit.saved = Image.MAX_IMAGE_PIXELS
-            Image.MAX_IMAGE_PIXELS = None
-        _lifted += 1
-    try:
-        yield Image
-    finally:
-        with _lifting:
-            _lifted -= 1
-            if _lifted == 0:
-                Image.MAX_IMAGE_PIXELS = _own_limit.saved
+_without_pillows_limit = _PillowsLimit()
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class _Files:
                     f"takes {size} bytes, more than an image of max_pixels={self.max_pixels} does. If it is meant, "
                     "raise --config.data.max_pixels"
                 )
-            with _own_limit() as Image, Image.open(io.BytesIO(self.source.read(name))) as image:
+            with _without_pillows_limit as Image, Image.open(io.BytesIO(self.source.read(name))) as image:
                 width, height = image.size
                 if width * height > self.max_pixels:
                     raise ValueError(

@@ -70,9 +70,6 @@ class MetricResult:
         """Name with the number of samples, since most metrics depend on it: ``fd@500``."""
         return self.name if self.n is None else f"{self.name}@{self.n}"
 
-    def __float__(self) -> float:
-        return float(self.value)
-
     def __str__(self) -> str:
         if self.error is not None:
             return f"{self.label} failed: {self.error}"
@@ -126,8 +123,8 @@ def as_features(x: FeatureSet | Tensor, *, least: int = 2) -> FeatureSet:
     values = torch.as_tensor(features.x)
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(
-            f"Features must be (N, d) with d > 0, got {tuple(values.shape)}. Pass images through "
-            "extract('pixels', images) first."
+            f"Features must be (N, d) with d > 0, got {tuple(values.shape)}. Pass images through extract('pixels', "
+            "images) first."
         )
     if values.shape[0] < least:
         raise ValueError(f"This metric needs at least {least} samples, got {values.shape[0]}.")

@@ -48,7 +48,6 @@ class SmallClassifier(nn.Module):
         self.epochs, self.max_steps, self.batch_size, self.lr = epochs, max_steps, batch_size, lr
         self.body: nn.Module | None = None
         self.head: nn.Module | None = None
-        self.num_classes: int | None = None
         self.register_buffer("centre", torch.tensor(0.0))
         self.register_buffer("spread", torch.tensor(1.0))
         # Each feature is brought to mean 0 and deviation 1 over the training data, so that distances have a scale.
@@ -79,7 +78,6 @@ class SmallClassifier(nn.Module):
             )
         self.body = nn.Sequential(*parts, nn.Linear(flat, self.hidden), nn.GELU())
         self.head = nn.Linear(self.hidden, num_classes)
-        self.num_classes = num_classes
 
     def fit(self, images: Tensor, labels: Tensor, *, levels: int = 256) -> SmallClassifier:
         """Train on ``(N, *)`` images, floats in [0, 1] or integers below ``levels``, and ``(N,)`` integer labels."""

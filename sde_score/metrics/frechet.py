@@ -66,8 +66,8 @@ class GaussianStats:
                 return cls(mean, cov, int(f["n"]), str(f["feature"]), str(f["fingerprint"]), str(f["source"]))
         except (KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise ValueError(
-                f"{os.fspath(path)} holds no reference statistics ({error}). Write them with GaussianStats.of(features)"
-                ".save(path)."
+                f"{os.fspath(path)} holds no reference statistics ({error}). Write them with "
+                "GaussianStats.of(features).save(path)."
             ) from error
 
 

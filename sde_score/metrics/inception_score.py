@@ -34,8 +34,8 @@ def _checked(probabilities: Tensor) -> Tensor:
     if bad.any():
         first = int(bad.nonzero()[0])
         raise ValueError(
-            f"Rows of probabilities must be non-negative and sum to 1, but row {first} is {p[first, :5].tolist()}"
-            f"{' ...' if p.shape[1] > 5 else ''}; pass logits.softmax(1)."
+            f"Rows of probabilities must be non-negative and sum to 1, but row {first} is "
+            f"{p[first, :5].tolist()}{' ...' if p.shape[1] > 5 else ''}; pass logits.softmax(1)."
         )
     return p
 

@@ -25,7 +25,7 @@ class PRDC(NamedTuple):
     coverage: float
 
 
-def neighbour_radii(x: Tensor, k: int, *, chunk: int = 2000) -> Tensor:
+def neighbour_radii(x: Tensor, k: int, *, chunk: int) -> Tensor:
     """Squared distance of each row to its k-th nearest other row, ``(N,)``."""
     if not 1 <= k < len(x):
         raise ValueError(f"k = {k} neighbours need more than {k} samples and k >= 1, got {len(x)} samples.")
@@ -51,13 +51,13 @@ def prdc(fake: Tensor, real: Tensor, *, k: int = 5, chunk: int = 2000) -> PRDC:
     Args:
         fake: ``(N, d)``; real: ``(M, d)``.
         k: neighbours; both sets need more than k samples.
-        chunk: generated samples at a time; bounds the memory.
+        chunk: samples at a time; bounds the memory.
 
     Raises:
         ValueError: too few samples, or features that are not finite.
     """
     fake, real = (features.x for features in as_pair(fake, real))
-    real_radii, fake_radii = neighbour_radii(real, k), neighbour_radii(fake, k)
+    real_radii, fake_radii = neighbour_radii(real, k, chunk=chunk), neighbour_radii(fake, k, chunk=chunk)
     precise = torch.zeros(len(fake), dtype=torch.bool)
     covered = torch.zeros(len(real), dtype=torch.bool)
     recalled = torch.zeros(len(real), dtype=torch.bool)
@@ -84,8 +84,8 @@ class PrecisionRecall(Metric):
     The values are those of all samples. Their standard errors come from disjoint blocks of both sets, s / sqrt(blocks):
     the values on small sets are others, but fluctuate as those on the whole do, neighbours being local. They were 0.7
     to 1.1 times the true spread (up to twice for a precision near 1; Gaussian features, d = 2 and 10, N = 300 and
-    1,000). A binomial error would count the evaluated samples alone, as if the balls were given, and be up to eight
-    times too small.
+    1,000). A binomial error would count the evaluated samples alone, as if the balls were given, and was up to three
+    times too small there.
 
     Args:
         k: neighbours that define a ball; the papers use 3 and 5.

@@ -79,7 +79,6 @@ class Conditioning(nn.Module):
         if c_noise.shape != x.shape[:1]:
             raise ValueError(f"c_noise must hold one number per sample, shape ({len(x)},); got {tuple(c_noise.shape)}.")
         check_classes("This network", y, len(x), self.num_classes)
-        wide = torch.promote_types(c_noise.dtype, torch.float32)  # 999 t has no room in bfloat16
-        angle = c_noise.to(wide)[:, None] * self.frequencies
+        angle = c_noise[:, None] * self.frequencies  # at least float32, as the frequencies are
         h = self.mlp(torch.cat([angle.cos(), angle.sin()], 1).to(self.mlp[0].weight.dtype))
         return nn.functional.silu(h if y is None else h + self.table(y))

@@ -101,7 +101,7 @@ class GroupNorm(nn.GroupNorm):
         return torch.group_norm(h, self.num_groups, self.weight, self.bias, self.eps)
 
 
-def group_norm(channels: int, max_groups: int = 32) -> GroupNorm:
+def group_norm(channels: int, max_groups: int) -> GroupNorm:
     """Group norm (eps 1e-6) with the largest number of groups up to `max_groups` that divides the channels."""
     groups = next(g for g in range(max(1, min(max_groups, channels)), 0, -1) if channels % g == 0)
     return GroupNorm(groups, channels, eps=1e-6)

@@ -7,26 +7,27 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sde_score.data import Codec, Split, iterate
 from sde_score.likelihood import bits_per_dim, log_likelihood, summarize
-from sde_score.run.build import build_objective, check_likelihood, noise_measure
-from sde_score.run.run import Run, provenance, write_json
+from sde_score.run.build import build_objective, check_likelihood, noise_measure, told_conditions
+from sde_score.run.facts import RunFacts, provenance, write_json
 from sde_score.run.sample import sample
 from sde_score.tensors import SampleNoise
-from sde_score.training import distributed
+from sde_score.training import ValidationLoss, distributed
 
 FIT_SAMPLES = 10_000  # training samples that baselines and the small classifier see
 
 
-def _split(run: Run, name: str) -> Split:
+def _split(run: RunFacts, name: str) -> Split:
     if name not in ("train", "test"):
         raise ValueError(f"There is no split {name!r}; choose 'test' or 'train'.")
     return getattr(run.data, name)
 
 
 def likelihood(
-    run: Run,
+    run: RunFacts,
     split: str = "test",
     *,
     num: int | None = None,
@@ -47,17 +48,49 @@ def likelihood(
     if repeats < 1 or (num is not None and num < 1):
         raise ValueError(f"A likelihood needs at least one sample and one pass; got num={num}, repeats={repeats}.")
     check_likelihood(run.config, run.sde)
-    codec, in_data_units = run.codec.for_density(), section.space == "data"
-    began, values, nfes = time.monotonic(), {}, []
+    run.warn_of_prior()
+    began, in_data_units = time.monotonic(), section.space == "data"
     total = len(data) if num is None else min(num, len(data))
-    bar = _bar(total * repeats, f"likelihood of {split}", progress)
+    logp, log_det, nfe = _log_densities(run, data, total, repeats, seed, _bar(total * repeats, split, progress))
+    result: dict[str, Any] = {
+        "split": split,
+        "num": len(logp),
+        "repeats": repeats,
+        "seed": seed,
+        "step": run.step,
+        "sde": run.config.sde,
+        "solver": section.solver,
+        "trace": section.trace,
+        "t_min": section.t_min if section.t_min is not None else run.sde.t_min,
+        "nfe": nfe,
+        "seconds": round(time.monotonic() - began, 2),
+        "space": section.space,
+        "nats": _mean_and_error(logp + log_det),
+    }
+    if in_data_units:
+        result |= _compared(run, data, total, logp, log_det, baselines=baselines)
+    result["provenance"] = provenance()
+    if distributed.is_main():
+        (run.workdir / "likelihood").mkdir(exist_ok=True)
+        write_json(run.workdir / "likelihood" / f"{split}{'' if in_data_units else '_model'}.json", result)
+    return result
+
+
+def _log_densities(
+    run: RunFacts, data: Split, total: int, repeats: int, seed: int, bar: Any
+) -> tuple[Tensor, Tensor, float]:
+    """Log densities in model space and log-determinants of the codec, `(total,)` each, and the mean NFE; the work is
+    shared among the processes.
+    """
+    section, codec = run.config.likelihood, run.codec.for_density()
+    values, nfes = {}, []
     for repeat in range(repeats):
-        for number, batch in enumerate(iterate(data, section.batch_size, limit=num)):
+        for number, batch in enumerate(iterate(data, section.batch_size, limit=total)):
             if number % distributed.world_size() != distributed.rank():
                 continue
             noise = SampleNoise((seed, repeat), batch.positions)
             z = codec.encode(batch.x, noise).to(run.device)
-            log_det = _log_det(codec, z, run) if in_data_units else z.new_zeros(len(z))
+            log_det = _log_det(codec, z, run) if section.space == "data" else z.new_zeros(len(z))
             found = log_likelihood(
                 run.sde,
                 run.score_fn(**run.told(batch)),
@@ -75,45 +108,33 @@ def likelihood(
     # several passes over one image are averaged first: the standard error is that over images
     passes = [torch.cat([values[k] for k in sorted(values) if k[0] == r], 1) for r in range(repeats)]
     logp, log_det = torch.stack(passes).mean(0)
-    nats = summarize(logp + log_det)
-    result: dict[str, Any] = {
-        "split": split,
-        "num": len(logp),
-        "repeats": repeats,
-        "seed": seed,
-        "step": run.step,
-        "sde": run.config.sde,
-        "solver": section.solver,
-        "trace": section.trace,
-        "t_min": section.t_min if section.t_min is not None else run.sde.t_min,
-        "nfe": sum(nfes) / max(len(nfes), 1),
-        "seconds": round(time.monotonic() - began, 2),
-        "space": section.space,
-        "nats": {"mean": nats.mean, "stderr": nats.std_error},
-    }
-    if in_data_units and run.info.levels is not None:
-        bpd = summarize(
-            bits_per_dim(logp, dim=run.info.dim, levels=run.info.levels, log_det=log_det, dequantisation="uniform")
-        )
-        result["bits_per_dim"] = {
-            "mean": bpd.mean,
-            "stderr": bpd.std_error,
-            "levels": run.info.levels,
-            "dequantisation": "uniform",
-        }
+    return logp, log_det, sum(nfes) / max(len(nfes), 1)
+
+
+def _mean_and_error(values: Tensor) -> dict[str, float]:
+    found = summarize(values)
+    return {"mean": found.mean, "stderr": found.std_error}
+
+
+def _compared(
+    run: RunFacts, data: Split, total: int, logp: Tensor, log_det: Tensor, *, baselines: bool
+) -> dict[str, Any]:
+    """What a log density of the data is held against: bits/dim and baselines for grey levels, the law where it is
+    known.
+    """
+    if run.info.levels is not None:
+        bpd = bits_per_dim(logp, dim=run.info.dim, levels=run.info.levels, log_det=log_det, dequantisation="uniform")
+        facts = {"levels": run.info.levels, "dequantisation": "uniform"}
+        found: dict[str, Any] = {"bits_per_dim": _mean_and_error(bpd) | facts}
         if baselines and distributed.is_main():
-            result["baselines"] = _baselines(run, data, total)
-    elif in_data_units and run.data.law is not None:
-        truth = summarize(run.data.law.log_prob(data[range(total)].x.double()))
-        result["truth"] = {"mean": truth.mean, "stderr": truth.std_error}
-    result["provenance"] = provenance()
-    if distributed.is_main():
-        (run.workdir / "likelihood").mkdir(exist_ok=True)
-        write_json(run.workdir / "likelihood" / f"{split}{'' if in_data_units else '_model'}.json", result)
-    return result
+            found["baselines"] = _baselines(run, data, total)
+        return found
+    if run.data.law is not None:
+        return {"truth": _mean_and_error(run.data.law.log_prob(data[range(total)].x.double()))}
+    return {}
 
 
-def _log_det(codec: Codec, z: torch.Tensor, run: Run) -> torch.Tensor:
+def _log_det(codec: Codec, z: Tensor, run: RunFacts) -> Tensor:
     """What turns a density of model space into one of the data."""
     log_det = codec.log_det(z)
     if log_det is None:
@@ -124,13 +145,13 @@ def _log_det(codec: Codec, z: torch.Tensor, run: Run) -> torch.Tensor:
     return log_det
 
 
-def _bar(total: int, label: str, shown: bool):
+def _bar(total: int, split: str, shown: bool):
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc=label, disable=None if shown else True, leave=False)
+    return tqdm(total=total, desc=f"likelihood of {split}", disable=None if shown else True, leave=False)
 
 
-def _baselines(run: Run, data: Split, total: int) -> dict[str, Any]:
+def _baselines(run: RunFacts, data: Split, total: int) -> dict[str, Any]:
     """Bits/dim of simple models on the same images."""
     from sde_score.metrics import likelihood_baselines
 
@@ -139,7 +160,7 @@ def _baselines(run: Run, data: Split, total: int) -> dict[str, Any]:
     return {result.name: {"mean": result.value, "stderr": result.stderr, "details": result.details} for result in found}
 
 
-def evaluate(run: Run, *, seed: int = 0, progress: bool = False) -> dict[str, Any]:
+def evaluate(run: RunFacts, *, seed: int = 0, progress: bool = False) -> dict[str, Any]:
     """Compare samples with the test data in a feature space, and the loss by noise level; settings in
     `run.config.evaluation` and `.sampling`.
 
@@ -188,18 +209,20 @@ def evaluate(run: Run, *, seed: int = 0, progress: bool = False) -> dict[str, An
     return result
 
 
-def loss_by_noise(run: Run) -> dict[str, float | None]:
-    """The validation loss of the averaged weights, in all and by log-SNR."""
-    from sde_score.run.train import validation_batches
-    from sde_score.training import ValidationLoss
-
-    objective = build_objective(run.config, run.sde)
-    validation = ValidationLoss(
-        objective,
-        validation_batches(run.config, run.data),
+def validation_loss(run: RunFacts) -> ValidationLoss:
+    """The loss on held-out samples, with what the network is told."""
+    told = told_conditions(run.config, run.info)
+    batches = iterate(run.data.test, 256, limit=run.config.training.eval_samples)
+    return ValidationLoss(
+        build_objective(run.config, run.sde),
+        [(batch.x, {name: batch.cond[name] for name in told}) for batch in batches],
         log_snr=noise_measure(run.sde),
         prepare=run.codec.encode,
         seed=run.config.seed,
     )
-    values = validation.evaluate(run.model)
+
+
+def loss_by_noise(run: RunFacts) -> dict[str, float | None]:
+    """The validation loss of the averaged weights, in all and by log-SNR."""
+    values = validation_loss(run).evaluate(run.model)
     return {k: None if v is None or not math.isfinite(v) else v for k, v in values.items()}

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from ml_collections import ConfigDict
 
 from sde_score.config import load_config
@@ -16,8 +17,9 @@ from sde_score.models import EMA, MODELS
 from sde_score.models.official import OfficialCheckpointError, load_official, save_official
 from sde_score.published import network_spec
 from sde_score.registry import parse_spec
-from sde_score.run.build import build_model, build_optimizer
-from sde_score.run.run import Run, load, provenance, saved_state, write_json
+from sde_score.run.build import build_optimizer, build_sde
+from sde_score.run.facts import RunFacts, provenance, saved_state, write_json
+from sde_score.run.run import Run, load
 from sde_score.training import CheckpointStore
 from sde_score.training.state import TrainState
 
@@ -59,7 +61,8 @@ def import_official(
     info = DataInfo(facts.get("dataset", "images"), shape, levels=256)
     scaler = Scaler(shape, levels=256, centered=facts["centered"], dequantize=settings.data.uniform_dequantization)
 
-    model = build_model(settings, info)
+    run = RunFacts.assemble(settings, info, scaler, workdir, torch.device("cpu"), sde=build_sde(settings))
+    model = run.model
     model.network.load_state_dict(found.network.state_dict())
     ema = EMA(model, settings.model.ema_rate)
     averaged = copy.deepcopy(model)
@@ -69,7 +72,7 @@ def import_official(
     state = TrainState(model, ema, optimizer, step=found.step or 0, codec=scaler.state_dict())
 
     workdir.mkdir(parents=True, exist_ok=True)
-    CheckpointStore(workdir).save(state.state_dict(config=saved_state(settings, info)))
+    CheckpointStore(workdir).save(state.state_dict(config=saved_state(run)))
     write_json(workdir / "config.json", settings.to_dict())
     write_json(workdir / "run.json", provenance() | {"status": "imported", "source": str(source), "step": state.step})
     return load(workdir)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sde_score.run.build import told_conditions
-from sde_score.run.run import Run
+from sde_score.run.facts import RunFacts
 from sde_score.visual.plots import extent_of, plane, plot_density, plot_loss, plot_loss_by_noise, plot_score_field
 from sde_score.visual.report import Section, Table, write_report
 from sde_score.visual.svg import bar_chart
@@ -19,7 +19,7 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def draw_plots(run: Run) -> dict[str, Path]:
+def draw_plots(run: RunFacts) -> dict[str, Path]:
     """The loss curves, and for points of the plane the density and the score field."""
     folder, metrics = run.workdir / "plots", run.workdir / "metrics.jsonl"
     folder.mkdir(exist_ok=True)
@@ -36,7 +36,7 @@ def draw_plots(run: Run) -> dict[str, Path]:
     return plots
 
 
-def _plane_plots(run: Run, folder: Path) -> dict[str, Path]:
+def _plane_plots(run: RunFacts, folder: Path) -> dict[str, Path]:
     import torch
 
     from sde_score.likelihood import log_likelihood
@@ -61,12 +61,7 @@ def _plane_plots(run: Run, folder: Path) -> dict[str, Path]:
     known = run.codec.log_det(encoded(plane(extent, 2))) is not None
     grid = model_density(plane(extent, PLANE)).reshape(PLANE, PLANE) if known else None
     law = run.data.law
-    # little noise: where the score is that of a slightly blurred density; a general SDE has no log-SNR to choose it by
-    level = (
-        run.sde.time_of_log_snr(torch.tensor(4.0))
-        if hasattr(run.sde, "time_of_log_snr")
-        else torch.tensor(0.1 * run.sde.T)
-    )
+    level = torch.tensor(run.sde.low_noise_time())  # where the score is that of a slightly blurred density
 
     def model_score(x):
         with torch.no_grad():
@@ -83,7 +78,7 @@ def _plane_plots(run: Run, folder: Path) -> dict[str, Path]:
     }
 
 
-def _samples_sections(run: Run) -> list[Section]:
+def _samples_sections(run: RunFacts) -> list[Section]:
     sections = []
     for facts_file in sorted((run.workdir / "samples").glob("*.json")):
         facts = _read(facts_file)
@@ -161,7 +156,7 @@ def _evaluation_section(found: dict[str, Any]) -> Section:
     return Section("Sample quality", table=Table(["figure", "samples", "training data"], rows, note=note))
 
 
-def write_run_report(run: Run, *, redraw: bool = True) -> Path:
+def write_run_report(run: RunFacts, *, redraw: bool = True) -> Path:
     """Write `report.html`; `redraw=False` takes the plots that are there."""
     drawn = {path.stem: path for path in sorted((run.workdir / "plots").glob("*.png"))}
     plots = draw_plots(run) if redraw or not drawn else drawn

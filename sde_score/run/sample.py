@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from sde_score.data import DataInfo
 from sde_score.files import write_bytes
 from sde_score.registry import suggest
 from sde_score.run.build import build_sampler, sampler_settings, told_conditions
-from sde_score.run.run import Run, provenance, write_json
+from sde_score.run.facts import RunFacts, provenance, write_json
 from sde_score.sampling import ProgressBar, Sampler, Trajectory, callbacks
+from sde_score.score import Score
 from sde_score.sdes import SDE
 from sde_score.tensors import SampleNoise, mix_seed
 from sde_score.training import distributed
@@ -82,7 +83,7 @@ class Samples:
 def draw(
     sampler: Sampler,
     sde: SDE,
-    score_for,
+    score_for: Callable[[range], Score],
     num: int,
     shape: tuple[int, ...],
     *,
@@ -118,10 +119,8 @@ def draw(
         noise = SampleNoise(seed, indices)
         x_T = sde.prior_sampling((len(indices), *shape), noise=noise, device=device, dtype=torch.float32)
         bar = ProgressBar(f"samples {indices.start}-{indices.stop - 1} of {num}") if progress else None
-        with torch.no_grad():
-            result = sampler(
-                score_for(indices), x_T, noise=noise, callback=callbacks(bar, trajectory if number == 0 else None)
-            )
+        watch = callbacks(bar, trajectory if number == 0 else None)
+        result = sampler(score_for(indices), x_T, noise=noise, callback=watch)
         if bar is not None:
             bar.close()
         put(decode(result.x).cpu(), indices)
@@ -146,7 +145,7 @@ class _First:
 
 
 def sample(
-    run: Run,
+    run: RunFacts,
     num: int = 64,
     *,
     seed: int = 0,
@@ -172,12 +171,14 @@ def sample(
     if num < 1:
         raise ValueError(f"The number of samples must be positive; got {num}.")
     section = run.config.sampling
+    if shared:
+        run.warn_of_prior()
     sampler = build_sampler(run.config, run.sde)
     known = conditions_of(run, num, labels, cond)
-    model = run.model.compiled() if section.compile else run.model
+    score = run.model.score_fn(compile=section.compile)
 
-    def score_for(indices: range):
-        return model.score_fn(**{k: v[indices.start : indices.stop].to(run.device) for k, v in known.items()})
+    def score_for(indices: range) -> Score:
+        return score.bind(**{k: v[indices.start : indices.stop].to(run.device) for k, v in known.items()})
 
     images = run.info.levels is not None
     kept = Trajectory(frames=12) if trajectory else None
@@ -218,7 +219,7 @@ def sample(
 
 
 def conditions_of(
-    run: Run, num: int, labels: Sequence[int] | None, cond: Mapping[str, Tensor] | None
+    run: RunFacts, num: int, labels: Sequence[int] | None, cond: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """What the samples 0 ... num−1 are told, each `(num, *)`; see `sample`."""
     told, given = told_conditions(run.config, run.info), dict(cond or {})
@@ -247,17 +248,14 @@ def conditions_of(
     return found
 
 
-def sampler_tag(run: Run) -> str:
+def sampler_tag(run: RunFacts) -> str:
     """A file name that says how samples were drawn: `pc_reverse_diffusion_langevin`, `ode`."""
-    section = run.config.sampling
-    name = str(section.method).partition("(")[0]
-    parts = [name]
-    if name == "pc":
-        parts += [str(section.predictor).partition("(")[0], str(section.corrector).partition("(")[0]]
-    return "_".join(parts)
+    settings = sampler_settings(run.config)
+    parts = [run.config.sampling.method, *(settings[key] for key in ("predictor", "corrector") if key in settings)]
+    return "_".join(str(part).partition("(")[0] for part in parts)
 
 
-def save_samples(samples: Samples, run: Run, tag: str) -> dict[str, str]:
+def save_samples(samples: Samples, run: RunFacts, tag: str) -> dict[str, str]:
     """Write pictures, numbers and facts of samples into the run directory; returns the paths."""
     folder = run.workdir / "samples"
     folder.mkdir(exist_ok=True)
@@ -273,7 +271,7 @@ def save_samples(samples: Samples, run: Run, tag: str) -> dict[str, str]:
     return files
 
 
-def save_picture(samples: Samples, run: Run, path: Path) -> Path:
+def save_picture(samples: Samples, run: RunFacts, path: Path) -> Path:
     """A grid; for points of the plane a scatter plot beside the data."""
     if samples.stored.ndim == 2:
         from sde_score.visual.plots import plot_scatter
@@ -287,14 +285,12 @@ def save_picture(samples: Samples, run: Run, path: Path) -> Path:
     return samples.save(path)
 
 
-def sample_action(run: Run, num: int, seed: int):
+def sample_action(run: RunFacts, num: int, seed: int):
     """A training action: a grid of samples of the averaged weights."""
 
     def action(state) -> None:
         model = state.ema.model if state.ema is not None else state.model
-        was_training = model.training
-        model.eval()
-        now = Run(run.config, run.info, run.codec, run.sde, model, run.workdir, state.step, run.device, run._data)
+        now = replace(run, model=model, step=state.step)
         try:
             # the other processes wait at the next step
             samples = sample(now, num, seed=mix_seed(seed, 1), shared=False)
@@ -304,7 +300,5 @@ def sample_action(run: Run, num: int, seed: int):
         # an early model may diverge under a sampler; training need not stop for that
         except (FloatingPointError, RuntimeError) as error:
             print(f"No sample grid at step {state.step}: {error}", file=sys.stderr)
-        finally:
-            model.train(was_training)
 
     return action

@@ -13,32 +13,34 @@ import torch
 from ml_collections import ConfigDict
 
 from sde_score.config import from_json, is_run, read_run, to_json, with_plugins
-from sde_score.data import BatchLoader, Codec, DataSplits, iterate
+from sde_score.data import BatchLoader, DataSplits
 from sde_score.files import LOCK, FolderGone, held_alone
 from sde_score.models import ScoreModel
 from sde_score.models.ema import EMA
+from sde_score.objectives import Objective
 from sde_score.run.build import (
     GIVEN,
     build_codec,
     build_data,
-    build_model,
     build_objective,
     build_optimizer,
     build_sampler,
     build_sde,
     check_likelihood,
     naming,
-    noise_measure,
     told_conditions,
 )
+from sde_score.run.evaluate import validation_loss
+from sde_score.run.facts import RunFacts, as_splits, check_same_run, provenance, saved_state, write_json
 from sde_score.run.plugins import import_plugins, trust
-from sde_score.run.run import Run, as_splits, check_same_run, load, provenance, saved_state, write_json
+from sde_score.run.run import Run, load
 from sde_score.run.sample import sample_action
 from sde_score.training import (
     Cadence,
     CheckpointStore,
     JSONLWriter,
     Limits,
+    MetricsWriter,
     Record,
     Schedule,
     StepSettings,
@@ -46,7 +48,6 @@ from sde_score.training import (
     TextLog,
     Trainer,
     TrainResult,
-    ValidationLoss,
     distributed,
 )
 from sde_score.training.checkpoint import list_checkpoints
@@ -110,13 +111,6 @@ def _prepare_workdir(config: ConfigDict, workdir: Path, overwrite: bool) -> None
         check_same_run(read_run(workdir), config, "This training")
 
 
-def validation_batches(config: ConfigDict, data: DataSplits) -> list:
-    """Held-out batches for the validation loss, with what the network is told."""
-    told = told_conditions(config, data.info)
-    batches = iterate(data.test, 256, limit=config.training.eval_samples)
-    return [(batch.x, {name: batch.cond[name] for name in told}) for batch in batches]
-
-
 def _check_condition_dropout(config: ConfigDict, data: DataSplits, model: ScoreModel) -> None:
     """Can the network be told no condition, if it shall learn to do without? Raises `ValueError` if not."""
     rate, told = config.training.condition_dropout, told_conditions(config, data.info)
@@ -175,66 +169,92 @@ def train(
         data = as_splits(data) if data is not None else build_data(config)
         codec = build_codec(config, data)
         torch.manual_seed(config.seed)  # the initial weights
-        model = build_model(config, data.info, sde, codec.shape).to(device)
-        _check_condition_dropout(config, data, model)
-        result = _fit(config, workdir, data, codec, model, objective, device)
+        run = RunFacts.assemble(config, data.info, codec, workdir, device, sde=sde)
+        run._data = data
+        _check_condition_dropout(config, data, run.model)
+        result = _fit(run, objective)
         distributed.barrier()
     return load(workdir, config, data=data), result
 
 
-def _fit(config, workdir, data, codec: Codec, model, objective, device) -> TrainResult:
-    section, optim = config.training, config.optim
-    ema = EMA(model, config.model.ema_rate, ramp=config.model.ema_ramp)
-    optimizer = build_optimizer(config, model)
-    loader = BatchLoader(
-        data.train,
-        section.batch_size,
-        seed=config.seed,
+def _fit(run: RunFacts, objective: Objective) -> TrainResult:
+    """Train the model of a run and write down how it ended."""
+    config, say = run.config, _text_log(run)
+    run.compare_prior()
+    if say is not None and (warning := run.prior_warning()):
+        say(f"Warning: {warning}")
+    loader = _loader(run)
+    trainer = _trainer(run, objective, loader, say)
+    facts: dict[str, Any] = {"device": str(run.device), "processes": distributed.world_size()}
+    try:
+        if distributed.is_main():  # not before everything could be built: a flag in error leaves a run as it was
+            write_json(run.workdir / "config.json", config.to_dict())
+            write_json(run.workdir / "run.json", provenance() | facts | {"status": "running"})
+        result = trainer.run()
+    except FolderGone:
+        raise
+    except BaseException as error:
+        if distributed.is_main():
+            with suppress(OSError):  # on a full disk the first error is the one to tell
+                write_json(
+                    run.workdir / "run.json",
+                    provenance() | facts | {"status": "failed", "error": f"{type(error).__name__}: {error}"},
+                )
+        raise
+    finally:
+        loader.close()
+    if distributed.is_main():
+        ended = {"status": result.status, "step": result.step, "seconds": round(result.seconds, 1)}
+        write_json(run.workdir / "run.json", provenance() | facts | ended | {"skipped": result.skipped})
+    return result
+
+
+def _text_log(run: RunFacts) -> TextLog | None:
+    """The log of the main process, begun with what is to be trained."""
+    if not distributed.is_main():
+        return None
+    say = TextLog(run.workdir / "log.txt")
+    if run.config.training.compile:
+        say("The network will be compiled in the first step (config.training.compile).")
+    count = sum(p.numel() for p in run.model.parameters())
+    say(
+        f"{run.info.name}: {len(run.data.train)} training and {len(run.data.test)} test samples of shape "
+        f"{run.info.shape}; {count:,} parameters on {run.device}."
+    )
+    return say
+
+
+def _loader(run: RunFacts) -> BatchLoader:
+    """This process's share of the training data, batch by batch."""
+    return BatchLoader(
+        run.data.train,
+        run.config.training.batch_size,
+        seed=run.config.seed,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        flip=config.data.random_flip,
-        workers=config.data.workers,
+        flip=run.config.data.random_flip,
+        workers=run.config.data.workers,
     )
-    told = told_conditions(config, data.info)
+
+
+def _trainer(run: RunFacts, objective: Objective, loader: BatchLoader, say: TextLog | None) -> Trainer:
+    """The trainer that sections `training`, `optim` and `model` describe."""
+    config, section, optim = run.config, run.config.training, run.config.optim
+    told = told_conditions(config, run.info)
 
     def batch(step: int):
         read = loader.batch(step)
         return read.x, {name: read.cond[name] for name in told}, read.positions
 
-    writers, say = [], None
-    if distributed.is_main():
-        say = TextLog(workdir / "log.txt")
-        writers.append(JSONLWriter(workdir / "metrics.jsonl"))
-        if section.tensorboard:
-            writers.append(TensorBoardWriter(workdir / "tensorboard", say=say))
-        count = sum(p.numel() for p in model.parameters())
-        if section.compile:
-            say("The network will be compiled in the first step (config.training.compile).")
-        say(
-            f"{data.info.name}: {len(data.train)} training and {len(data.test)} test samples of shape "
-            f"{data.info.shape}; {count:,} parameters on {device}."
-        )
-    now = Run(config, data.info, codec, model.sde, model, workdir, 0, device, data)
-    validation = ValidationLoss(
+    return Trainer(
+        run.model,
+        EMA(run.model, config.model.ema_rate, ramp=config.model.ema_ramp),
         objective,
-        validation_batches(config, data),
-        log_snr=noise_measure(model.sde),
-        prepare=codec.encode,
-        seed=config.seed,
-    )
-    actions = [
-        (section.eval_freq, validation),
-        (section.snapshot_freq, sample_action(now, section.snapshot_samples, config.seed)),
-    ]
-    trainer = Trainer(
-        model,
-        ema,
-        objective,
-        optimizer,
+        build_optimizer(config, run.model),
         batch,
         Schedule(section.n_iters, optim.warmup, optim.schedule, optim.published_warmup),
         seed=config.seed,
-        prepare=codec.encode,
+        prepare=run.codec.encode,
         step=StepSettings(
             grad_clip=optim.grad_clip,
             micro_batches=section.micro_batches,
@@ -243,39 +263,29 @@ def _fit(config, workdir, data, codec: Codec, model, objective, device) -> Train
             condition_dropout=section.condition_dropout,
         ),
         limits=Limits(section.max_seconds, section.max_skips),
-        cadence=Cadence(section.log_freq, section.checkpoint_freq, actions),
+        cadence=Cadence(
+            section.log_freq,
+            section.checkpoint_freq,
+            [
+                (section.eval_freq, validation_loss(run)),
+                (section.snapshot_freq, sample_action(run, section.snapshot_samples, config.seed)),
+            ],
+        ),
         record=Record(
-            checkpoints=CheckpointStore(workdir, keep=section.keep_checkpoints, say=say or print),
-            writers=writers,
+            checkpoints=CheckpointStore(run.workdir, keep=section.keep_checkpoints, say=say or print),
+            writers=_writers(run, say),
             say=say,
-            config=saved_state(config, data.info),
-            codec=codec.state_dict(),
+            config=saved_state(run),
+            codec=run.codec.state_dict(),
         ),
     )
-    facts: dict[str, Any] = {"device": str(device), "processes": distributed.world_size()}
-    try:
-        if distributed.is_main():  # not before everything could be built: a flag in error leaves a run as it was
-            write_json(workdir / "config.json", config.to_dict())
-            write_json(workdir / "run.json", provenance() | facts | {"status": "running"})
-        result = trainer.run()
-    except FolderGone:
-        raise
-    except BaseException as error:
-        if distributed.is_main():
-            with suppress(OSError):  # on a full disk the first error is the one to tell
-                write_json(
-                    workdir / "run.json",
-                    provenance() | facts | {"status": "failed", "error": f"{type(error).__name__}: {error}"},
-                )
-        raise
-    finally:
-        loader.close()
-    if distributed.is_main():
-        facts |= {
-            "status": result.status,
-            "step": result.step,
-            "seconds": round(result.seconds, 1),
-            "skipped": result.skipped,
-        }
-        write_json(workdir / "run.json", provenance() | facts)
-    return result
+
+
+def _writers(run: RunFacts, say: TextLog | None) -> list[MetricsWriter]:
+    """Where the main process writes numbers."""
+    if say is None:
+        return []
+    writers: list[MetricsWriter] = [JSONLWriter(run.workdir / "metrics.jsonl")]
+    if run.config.training.tensorboard:
+        writers.append(TensorBoardWriter(run.workdir / "tensorboard", say=say))
+    return writers

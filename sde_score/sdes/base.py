@@ -192,6 +192,10 @@ class SDE(ABC):
         """
         return Chain(self, n)
 
+    def low_noise_time(self) -> float:
+        """A time at which little noise is left, for pictures: a tenth of T where nothing better is known."""
+        return 0.1 * self.T
+
     def prior_advice(self, reach: float) -> str:
         """What to change when the prior does not stand for the data at T; `reach` as in `sde_score.sdes.PriorGap`."""
         return "Centre and scale the data, or let more noise in before T: a larger T, or larger coefficients."

@@ -302,6 +302,10 @@ class LinearSDE(SDE):
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         return (0.5 * (low + high)).to(log_snr.dtype)
 
+    def low_noise_time(self) -> float:
+        """Where data of unit variance stand a factor e² above the noise: log-SNR 4."""
+        return float(self.time_of_log_snr(torch.tensor(4.0, dtype=torch.float64)))
+
     def posterior_mean(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
         """`E[x_0 | x_t = x] = (x + std² s)/m` (Tweedie's formula; Efron 2011)."""
         mean_coeff, std = (expand_like(c, x) for c in self.marginal_coeffs(t))

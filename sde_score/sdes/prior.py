@@ -12,6 +12,7 @@ from sde_score.sdes.base import SDE
 from sde_score.tensors import rows
 
 MEAN_GAP, STD_RATIO, REACH = 0.2, 1.2, 2.0  # what is worth a word, see `PriorGap.warning`
+FEWEST = 20  # samples whose moments say something
 SEEN = 512  # points among which the largest distance is looked for
 
 
@@ -59,13 +60,13 @@ def prior_gap(sde: SDE, x0: Tensor, *, noise: NoiseFn = torch.randn_like) -> Pri
     """Compare the law at T of data `x0` `(N, *)` with the prior, by the moments of simulated ends and prior draws.
 
     The difference between two data points is carried to T by the mean of `simulate` where the SDE is linear, and by
-    simulation with common noise otherwise. With N samples the means are known to about 1.4/√N prior standard
-    deviations, which is allowed for.
+    simulation with common noise otherwise. Moments of N samples are known to about 1/√N, which is allowed for: no
+    gap is reported that draws of one law could show.
     """
     x0 = x0[torch.isfinite(rows(x0)).all(1)]
     n = len(x0)
-    if n < 2:
-        raise ValueError(f"Comparing the prior with the data at T needs at least two finite samples; got {n}.")
+    if n < FEWEST:
+        raise ValueError(f"Comparing the prior with the data at T needs at least {FEWEST} finite samples; got {n}.")
     t = torch.full((n,), sde.T, dtype=x0.dtype, device=x0.device)
     drawn = rows(sde.prior_sampling(tuple(x0.shape), noise=noise, dtype=x0.dtype, device=x0.device))
     try:
@@ -75,13 +76,13 @@ def prior_gap(sde: SDE, x0: Tensor, *, noise: NoiseFn = torch.randn_like) -> Pri
         end_std = torch.sqrt(still.var(0) + rows(std.expand_as(x0)).square().mean(0))
     except NotImplementedError:
         end = rows(sde.simulate(x0, t, noise))
-        common = noise(x0[:1])
-        still = rows(sde.simulate(x0, t, lambda like: common.expand_as(like)))
+        still = rows(sde.simulate(x0, t, lambda like: noise(like)[:1].expand_as(like)))
         end_mean, end_std = end.mean(0), end.std(0)
     unit = drawn.std(0).clamp(min=1e-30)
-    error = 5 * (2 / n) ** 0.5  # five standard errors of a difference of means
-    gaps = ((end_mean - drawn.mean(0)).abs() / unit - error).clamp(min=0)
-    ratio = end_std / unit
-    worst = ratio[ratio.log().abs().argmax()]
+    # five standard errors are taken off: of a difference of means, and of the logarithm of a ratio of deviations
+    gaps = ((end_mean - drawn.mean(0)).abs() / unit - 5 * (2 / n) ** 0.5).clamp(min=0)
+    ratio = torch.log(end_std / unit)
+    worst = ratio[ratio.abs().argmax()]
+    worst = torch.exp(torch.sign(worst) * (worst.abs() - 5 / n**0.5).clamp(min=0))
     distance = torch.cdist(still[:SEEN] / unit, still[:SEEN] / unit).max()
     return PriorGap(float(gaps.max()), float(worst), float(distance))

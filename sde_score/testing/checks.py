@@ -14,18 +14,28 @@ the fixed seed it fails never or always.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from sde_score.registry import suggest
+
 SIGMAS = 5.0
-FUNDAMENTAL = ("check_times", "check_shapes", "check_predictor_shapes", "check_corrector_shapes")
+FUNDAMENTAL = (
+    "check_times", "check_prior_sampling", "check_shapes", "check_arguments", "check_predictor_shapes",
+    "check_predictor_arguments", "check_predictor_noise", "check_corrector_shapes", "check_corrector_arguments",
+    "check_corrector_noise", "check_solver_arguments", "check_objective_shapes", "check_objective_arguments",
+    "check_objective_noise", "check_parameterization_shapes", "check_parameterization_arguments",
+)  # fmt: skip
+"""Checks after whose failure the others would only repeat it, under another name."""
 Check = Callable[..., None]
 
 
 class CheckFailed(AssertionError):
-    """A conformance check found something wrong."""
+    """A conformance check found something wrong. `results` holds what became of all checks of a run."""
+
+    results: list[CheckResult]
 
 
 @dataclass(frozen=True)
@@ -46,15 +56,28 @@ def _name(obj: object) -> str:
     return type(obj).__name__
 
 
-def _run(checks: Iterator[Check], subject: str, skip: dict[str, str] | None) -> list[CheckResult]:
-    """Run all checks, then raise one error with all failures. `skip` maps names of checks to the reason for leaving
-    them out."""
+def name_of(check: Check) -> str:
+    """The name of a check, as `skip` has it."""
+    return getattr(check, "func", check).__name__
+
+
+def run_checks(checks: Iterable[Check], skip: dict[str, str] | None = None) -> list[CheckResult]:
+    """Run checks and say what became of each. After a fundamental one has failed the rest are left out. `skip` maps
+    names of checks to the reason for leaving them out.
+
+    Raises `ValueError` for names in `skip` that no check has.
+    """
+    checks = list(checks)
     skip = dict(skip or {})
+    known = [name_of(check) for check in checks]
+    unknown = [name for name in skip if name not in known]
+    if unknown:
+        raise ValueError(f"skip names unknown checks: {', '.join(unknown)}.{suggest(unknown[0], known)}")
     results = []
     for check in checks:
-        name = getattr(check, "func", check).__name__
+        name = name_of(check)
         if name in skip:
-            results.append(CheckResult(name, "skipped", skip.pop(name)))
+            results.append(CheckResult(name, "skipped", skip[name]))
             continue
         try:
             check()
@@ -66,13 +89,16 @@ def _run(checks: Iterator[Check], subject: str, skip: dict[str, str] | None) -> 
             results.append(CheckResult(name, "passed"))
         if results[-1].outcome == "failed" and name in FUNDAMENTAL:
             break  # what follows would only repeat it, slowly
-    else:
-        if skip:
-            raise ValueError(
-                f"skip names unknown checks: {', '.join(skip)}. Known: {', '.join(r.name for r in results)}."
-            )
+    return results
+
+
+def _run(checks: Iterable[Check], subject: str, skip: dict[str, str] | None) -> list[CheckResult]:
+    """Run all checks, then raise one error with all failures."""
+    results = run_checks(checks, skip)
     failed = [r for r in results if r.outcome == "failed"]
     if failed:
         lines = "\n".join(f"  {r.name}: {r.message}" for r in failed)
-        raise CheckFailed(f"{subject} failed {len(failed)} of {len(results)} checks:\n{lines}")
+        error = CheckFailed(f"{subject} failed {len(failed)} of {len(results)} checks:\n{lines}")
+        error.results = results
+        raise error
     return results

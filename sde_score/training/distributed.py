@@ -9,12 +9,17 @@ nothing here does anything.
 from __future__ import annotations
 
 import os
+import platform
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from sde_score.training.signals import StopSignal
 
 
 def rank() -> int:
@@ -43,6 +48,9 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
 
     Under `torchrun` on CUDA the backend is nccl and each process takes the GPU of its LOCAL_RANK; on the CPU it is
     gloo. Without `torchrun`, `device` is simply resolved ("auto": cuda, then mps, then cpu).
+
+    Raises:
+        LostProcess: in the first of those that are left, when another one was killed or failed; the others end quietly.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield pick_device(device)
@@ -54,11 +62,56 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
     started_here = not dist.is_initialized()
     if started_here:
         dist.init_process_group("nccl" if on.type == "cuda" else "gloo")
+    everyone = gather((platform.node(), os.getpid()))
     try:
         yield on
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL")):
+            _tell_the_loss(everyone, error)
+        raise
     finally:
         if started_here:
             dist.destroy_process_group()
+
+
+class LostProcess(RuntimeError):
+    """Another process of the run was killed or failed; the message says which, and how to go on."""
+
+
+def _tell_the_loss(everyone: list[tuple[str, int]], error: Exception, patience: float = 5.0) -> NoReturn:
+    """Find out whom the failed exchange was waiting for: `everyone` holds host and process id of each rank.
+
+    Its connections close a moment before a process is gone. torchrun asks those that are left to end (SIGTERM), which
+    is put off until the loss has been told.
+    """
+    with StopSignal():
+        deadline = time.monotonic() + patience
+        lost: list[int] = []
+        while not lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+            lost = [r for r, (host, pid) in enumerate(everyone) if host == platform.node() and not _is_alive(pid)]
+        if lost and rank() != min(set(range(len(everyone))) - set(lost)):
+            time.sleep(patience)  # not to be taken for lost by the one that tells
+            raise SystemExit(1) from error
+        who = [f"rank {r} (process {everyone[r][1]} on {everyone[r][0]})" for r in lost]
+        told = f"{' and '.join(who) or 'One on another machine'} was lost"
+        raise LostProcess(
+            f"Of {len(everyone)} processes, {told}: killed (by the system, for want of memory?), or ended by an error "
+            "that it has told itself. The others cannot go on without it. Run the same command again: a training goes "
+            "on from its newest checkpoint."
+        ) from error
+
+
+def _is_alive(pid: int) -> bool:
+    """Does a process of this machine run? One that has ended and waits to be noticed by its parent does not."""
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's, or there is no /proc
+        return True
 
 
 def pick_device(device: str = "auto", local_rank: int | None = None) -> torch.device:

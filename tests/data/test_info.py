@@ -90,6 +90,7 @@ def test_densities_need_dequantisation_and_the_codec_gives_it():
     x = torch.randint(0, 17, (6, 4), dtype=torch.uint8)
     assert torch.equal(published.for_density().encode(x, noise()), Scaler((4,), levels=17).encode(x, noise()))
     assert published.for_density().for_density().dequantizes
+    assert not Scaler((4,), levels=17, centered=False, dequantize=False).for_density().centered
     assert Scaler((4,), std=2.0).for_density().std == 2.0
 
 

@@ -45,6 +45,13 @@ def test_a_folder_with_links_to_itself_ends_and_has_each_image_once(tmp_path):
     assert splits.info.num_classes is None
 
 
+def test_a_folder_keeps_its_own_name_where_a_link_leads_to_it_too(tmp_path):
+    for k, name in enumerate("bbcc"):
+        save(tmp_path / name / f"{k}.png", k)
+    (tmp_path / "a").symlink_to("b")
+    assert load_dataset(str(tmp_path), holdout=0.5).info.class_names == ("b", "c")
+
+
 def test_links_out_of_the_folder_are_followed_and_said(tmp_path):
     root, elsewhere = tmp_path / "cats", tmp_path / "elsewhere"
     for k in range(2):
@@ -170,11 +177,14 @@ def test_the_crop_is_the_central_one(width, height, side, corner):
 
 @pytest.mark.parametrize("size, box", [((4, 4), (3, 0, 7, 4)), ((4, 2), (4, 0, 6, 4)), ((2, 4), None), ((3, 5), None)])
 def test_the_largest_part_of_the_right_proportions_is_cut_out_of_the_middle(size, box):
-    """4x10 pixels: the part itself where it has the size; where it is resized, mirrored input gives mirrored output."""
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 10), dtype=np.uint8))
-    found = to_tensor(image, size, 1)[0]
-    if box:
-        assert np.array_equal(found.numpy(), np.asarray(image.crop(box)))
-    for turn, axis in ((Image.Transpose.FLIP_LEFT_RIGHT, 1), (Image.Transpose.FLIP_TOP_BOTTOM, 0)):
-        mirrored = to_tensor(image.transpose(turn), size, 1)[0].flip(axis)
-        assert (mirrored.int() - found.int()).abs().max() <= 1  # a rounding
+    """4x10 pixels, lying and standing: the part itself where it has the size; where it is resized, mirrored input gives
+    mirrored output."""
+    lying = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 10), dtype=np.uint8))
+    for image, goal in ((lying, size), (lying.transpose(Image.Transpose.TRANSPOSE), size[::-1])):
+        found = to_tensor(image, goal, 1)[0]
+        if box:
+            part = np.asarray(lying.crop(box))
+            assert np.array_equal(found.numpy(), part if image is lying else part.T)
+        for turn, axis in ((Image.Transpose.FLIP_LEFT_RIGHT, 1), (Image.Transpose.FLIP_TOP_BOTTOM, 0)):
+            mirrored = to_tensor(image.transpose(turn), goal, 1)[0].flip(axis)
+            assert (mirrored.int() - found.int()).abs().max() <= 1  # a rounding

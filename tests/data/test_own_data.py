@@ -301,6 +301,13 @@ def test_malformed_arrays_are_explained(tmp_path):
         Scaler.fit(load(np.ones((5, 3))))
 
 
+def test_the_place_of_a_nan_is_told_in_a_later_chunk_too():
+    x = np.zeros((4_500_000, 1), np.float32)  # more than the numbers of a chunk
+    x[[4_300_000, 4_400_000]] = np.nan
+    with pytest.raises(ValueError, match=r"in 2 of 4500000 samples, first at index \(4300000, 0\): nan"):
+        from_arrays(x)
+
+
 def test_a_malicious_pickle_is_not_run(tmp_path):
     """An object array whose unpickling would write a file."""
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sde_score.metrics import FEATURES, FeatureSet, RandomConv, SmallClassifier, compare, extract
+from sde_score.metrics import classifier as classifier_module
 from sde_score.metrics.classifier import _shifted
 
 
@@ -52,6 +53,12 @@ def test_random_features_are_means_and_deviations_of_averaged_layers(shape):
     torch.testing.assert_close(net(x), torch.cat(expected, 1), rtol=1e-5, atol=1e-6)
 
 
+def test_random_features_of_a_constant_image_have_no_deviation_at_the_edge():
+    """Edges are replicated, so a constant stays one through the first layer."""
+    features = RandomConv(width=4)(torch.full((1, 1, 6, 6), 0.9))
+    assert features[0, :4].abs().max() > 0 and features[0, 4:8].abs().max() < 1e-6
+
+
 def test_random_weights_keep_the_scale_and_depend_on_the_seed_only():
     """Variance 2 / fan_in keeps the second moment through a ReLU (He et al. 2015); 64 x 576 weights know it to 1 %."""
     net, same, other = (RandomConv(channels=3, width=64, depth=2, seed=s) for s in (0, 0, 1))
@@ -77,7 +84,7 @@ def test_classifier_features_are_standardised_over_the_training_data():
     assert (
         torch.allclose(deviations[deviations > 0.5], torch.ones(1).double(), atol=1e-4) and (deviations > 0.5).sum() > 8
     )
-    assert classifier.num_classes == 3 and not classifier.training
+    assert extract(classifier, x).probabilities.shape == (120, 3) and not classifier.training
 
 
 def test_classifier_does_not_see_unit_or_offset_of_the_images():
@@ -101,11 +108,23 @@ def test_classifier_does_not_see_unit_or_offset_of_the_images():
 )
 def test_number_of_optimiser_steps(n, settings, steps, monkeypatch):
     """Epochs times batches, at least 200 and at most `max_steps`."""
-    count = []
-    step = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: count.append(1) or step(self, *a, **k))
-    SmallClassifier(hidden=2, width=1, **settings).fit(torch.rand(n, 1), torch.arange(n) % 2)
-    assert len(count) == steps
+    rates, step = [], torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, *a: rates.append(self.param_groups[0]["lr"]) or step(self, *a)
+    )
+    SmallClassifier(hidden=2, width=1, lr=0.02, **settings).fit(torch.rand(n, 1), torch.arange(n) % 2)
+    assert len(rates) == steps
+    assert max(rates) == pytest.approx(0.02, rel=1e-3) and rates[0] < 0.002 and rates[-1] < 1e-4, "one cycle"
+
+
+def test_every_image_comes_once_in_an_epoch_and_in_another_order_in_the_next(monkeypatch):
+    batches = []
+    monkeypatch.setattr(classifier_module, "_shifted", lambda x, generator: batches.append(x[:, 0].tolist()) or x)
+    images = torch.linspace(0, 1, 150)[:, None]
+    SmallClassifier(hidden=2, batch_size=64, max_steps=6).fit(images, torch.arange(150) % 2)
+    assert [len(b) for b in batches] == [64, 64, 22] * 2
+    first, second = (sum(batches[i : i + 3], []) for i in (0, 3))
+    assert sorted(first) == sorted(second) == images[:, 0].tolist() and first != second
 
 
 def test_augmentation_moves_by_one_pixel_and_fills_with_zeros():
@@ -146,6 +165,9 @@ def test_inception_hands_over_bytes_and_takes_features_and_probabilities(incepti
     features, logits = inception.network(levels.expand(-1, 3, -1, -1).to(torch.uint8))
     assert torch.equal(found.x, features.double()) and found.x.shape == (1, 2048)
     torch.testing.assert_close(found.probabilities, logits.double().softmax(1))
+    with torch.no_grad():
+        inception.network.fc.bias.copy_(torch.arange(1008.0))
+    torch.testing.assert_close(inception(levels / 255)[1], found.probabilities)  # the published score leaves it out
     assert found.fingerprint and found.feature.startswith("inception")
     few = FeatureSet(found.x[:, :9].repeat(4, 1), found.feature, probabilities=found.probabilities.repeat(4, 1))
     names = [r.name for r in compare(few, few, metrics=("fd", "kid", "inception_score"))]
@@ -155,8 +177,8 @@ def test_inception_hands_over_bytes_and_takes_features_and_probabilities(incepti
 def test_inception_rounds_and_clips_but_refuses_another_range(inception, monkeypatch):
     seen = []
     monkeypatch.setattr(inception.network, "forward", lambda x: seen.append(x) or (x.flatten(1), x.flatten(1).float()))
-    inception(torch.tensor([-0.1, 0.0, 0.4999, 1.0, 1.2, 0.0]).view(1, 3, 1, 2))
-    assert seen[0].flatten().tolist() == [0, 0, 127, 255, 255, 0] and seen[0].dtype == torch.uint8
+    inception(torch.tensor([-0.1, 0.0, 0.996, 1.0, 1.2, 0.4]).view(1, 3, 1, 2))
+    assert seen[0].flatten().tolist() == [0, 0, 254, 255, 255, 102] and seen[0].dtype == torch.uint8
     for bad in (255 * torch.rand(2, 3, 4, 4), 2 * torch.rand(2, 3, 4, 4) - 1, torch.full((1, 3, 2, 2), math.nan)):
         with pytest.raises(ValueError, match=r"in \[0, 1\], got values from"):
             inception(bad)
@@ -177,7 +199,7 @@ def test_inception_weights_are_read_without_running_code(tmp_path, inception):
         def __reduce__(self):
             return (open, (str(ran), "w"))
 
-    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"weight": Evil()}))
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"weight": Evil()}, protocol=2))
     with pytest.raises(pickle.UnpicklingError):
         FEATURES.build(f"inception(weights={str(tmp_path / 'evil.pth')!r})")
     assert not ran.exists()

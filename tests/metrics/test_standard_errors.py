@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sde_score.metrics import METRICS, FeatureSet, FrechetDistance, GaussianStats
-from sde_score.metrics.errors import jackknife, jackknife_error, standard_error
+from sde_score.metrics import METRICS, FeatureSet, FrechetDistance, GaussianStats, sliced_wasserstein
+from sde_score.metrics.errors import block_indices, jackknife, jackknife_error, standard_error
 
 
 def normal(n, d, seed, *, mean=0.0, std=1.0):
@@ -19,13 +19,14 @@ def test_standard_error_of_a_mean():
     assert standard_error([1.0]) is None and standard_error(torch.empty(0)) is None
 
 
-@pytest.mark.parametrize("statistic", [lambda x: x.mean(), lambda x: x.mean(0)], ids=["number", "vector"])
-def test_jackknife_of_a_mean_is_its_standard_error(statistic):
-    """With a group for each row exactly, in any order of the rows."""
-    x = normal(23, 1, 0)
-    values = jackknife(statistic, x, groups=23, seed=0)
-    assert float(jackknife_error(values)) == pytest.approx(float(x.std()) / math.sqrt(23), rel=1e-12)
-    assert float(values.mean()) == pytest.approx(float(x.mean()), rel=1e-12)
+def test_jackknife_of_a_mean_is_its_standard_error():
+    """With a group for each row exactly, in any order of the rows; one number or several."""
+    x = normal(23, 2, 0) + torch.tensor([0, 5])
+    values = jackknife(lambda x: x.mean(0), x, groups=23, seed=0)
+    torch.testing.assert_close(jackknife_error(values), x.std(0) / math.sqrt(23))
+    torch.testing.assert_close(values.mean(0), x.mean(0))
+    one = jackknife(lambda x: x[:, 1].mean(), x, groups=23, seed=5)
+    torch.testing.assert_close(jackknife_error(one), x[:, 1].std() / math.sqrt(23))
 
 
 def test_jackknife_leaves_every_row_out_once_and_adds_the_variances_of_two_sets():
@@ -74,6 +75,34 @@ def test_jackknife_of_the_frechet_distance_on_the_line():
     without = np.array([w.mean() ** 2 + w.var(ddof=1) for w in without])
     assert result.stderr == pytest.approx(math.sqrt(11 / 12 * ((without - without.mean()) ** 2).sum()), rel=1e-9)
     assert result.details["groups"] == 12 and FrechetDistance(groups=40)(x, fixed)[0].details["groups"] == 12
+
+
+def test_jackknife_of_both_sets_on_the_line():
+    """d = 1: FD = (m1 - m2)^2 + (s1 - s2)^2, with a group of both sets left out at once."""
+    x, y = normal(21, 1, 0, mean=0.4), normal(17, 1, 1, std=1.7)
+    line = lambda a, b: (a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2  # noqa: E731
+    pairs = zip(block_indices(21, 4, 9), block_indices(17, 4, 10), strict=True)
+    left_out = np.array([line(np.delete(x[:, 0].numpy(), i), np.delete(y[:, 0].numpy(), j)) for i, j in pairs])
+    result = FrechetDistance(groups=4, seed=9)(x, y)[0]
+    assert result.value == pytest.approx(line(x[:, 0].numpy(), y[:, 0].numpy()), rel=1e-9)
+    assert result.stderr == pytest.approx(math.sqrt(3 * left_out.var()), rel=1e-8)
+    assert result.details["bias_corrected"] == pytest.approx(4 * result.value - 3 * left_out.mean(), rel=1e-8)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+def test_sliced_wasserstein_error_adds_samples_and_directions_in_squares(p):
+    x, y = normal(21, 3, 0, mean=0.4), normal(17, 3, 1, std=1.7)
+    root = lambda a, b: float(sliced_wasserstein(a, b, projections=30, p=p, seed=9).mean()) ** (1 / p)  # noqa: E731
+    pairs = zip(block_indices(21, 4, 9), block_indices(17, 4, 10), strict=True)
+    left_out = np.array([root(np.delete(x, i, 0), np.delete(y, j, 0)) for i, j in pairs])
+    along = sliced_wasserstein(x, y, projections=30, p=p, seed=9).numpy()
+    # the root's derivative, by a difference
+    slope = ((along.mean() + 1e-6) ** (1 / p) - (along.mean() - 1e-6) ** (1 / p)) / 2e-6
+    directions = slope * along.std(ddof=1) / math.sqrt(30)
+    result = METRICS.build(f"sliced_wasserstein(projections=30, p={p}, groups=4, seed=9)")(x, y)[0]
+    assert result.value == pytest.approx(root(x, y), rel=1e-10)
+    assert result.details["direction_error"] == pytest.approx(directions, rel=1e-6)
+    assert result.stderr == pytest.approx(math.sqrt(3 * left_out.var() + directions**2), rel=1e-6)
 
 
 def test_groups_of_the_frechet_distance():

@@ -62,8 +62,12 @@ def test_half_precision_keeps_the_noise_level():
 
 
 def test_the_class_adds_its_row():
-    """Without a noise level (a perceptron of zeros) what is left is silu(table[y])."""
-    cond = Conditioning(5, num_classes=2)
+    """Without a noise level (a perceptron of zeros) what is left is silu(table[y]); with it, they are added."""
+    cond, plain = Conditioning(5, num_classes=2), Conditioning(5)
+    plain.load_state_dict({name: tensor for name, tensor in cond.state_dict().items() if name != "table.weight"})
+    cond.table.weight.data[0] = 0.0
+    level = torch.tensor([0.3, 2.0])
+    torch.testing.assert_close(cond(torch.zeros(2, 1), level, torch.tensor([0, 0])), plain(torch.zeros(2, 1), level))
     for parameter in cond.mlp.parameters():
         torch.nn.init.zeros_(parameter)
     y = torch.tensor([2, 0, 1])

@@ -6,7 +6,23 @@ import pytest
 import torch
 
 from sde_score.models.blocks import ResidualBlock
-from sde_score.models.layers import Dropout, GroupNorm, ImageConv
+from sde_score.models.layers import ACTIVATIONS, Dropout, GroupNorm, ImageConv, activation, group_norm
+
+
+def test_activations():
+    x = torch.tensor([-2.0, 3.0], dtype=torch.float64)
+    negative = {"elu": math.exp(-2) - 1, "relu": 0.0, "lrelu": -0.4, "swish": -2 / (1 + math.exp(2))}
+    positive = {"swish": 3 / (1 + math.exp(-3))}
+    for name in ACTIVATIONS:
+        assert activation(name)(x).tolist() == pytest.approx([negative[name], positive.get(name, 3.0)], rel=1e-12)
+    with pytest.raises(ValueError, match="Unknown activation 'relo'. Did you mean 'relu'"):
+        activation("relo")
+
+
+@pytest.mark.parametrize("channels, most, groups", [(64, 32, 32), (24, 32, 24), (48, 32, 24), (5, 1, 1), (7, 0, 1)])
+def test_the_groups_of_a_norm_divide_its_channels(channels, most, groups):
+    norm = group_norm(channels, most)
+    assert (norm.num_groups, norm.eps) == (groups, 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sde_score.models.mlp import MLP
+from sde_score.models.mlp import MLP, MLPBlock
 from sde_score.models.registry import MODELS
 from sde_score.models.score_model import ScoreModel
 from sde_score.objectives import OBJECTIVES
@@ -32,6 +32,38 @@ def test_every_kind_of_label_is_told_apart(label):
     net = awake(MLP((2,)))
     out = net(torch.ones(2, 2), label)
     assert torch.isfinite(out).all() and (out[0] - out[1]).abs().max() > 1e-3
+
+
+def test_an_untrained_network_gives_zero():
+    assert not MLP((2,))(torch.randn(3, 2), torch.randn(3)).any()
+
+
+def test_a_block_is_its_equation():
+    """h + out(silu((1 + scale) inner(norm(h)) + shift)), and dropout acts before `out`."""
+    block, h, cond = MLPBlock(6, 0.5).double(), torch.randn(4, 6).double(), torch.randn(4, 6).double()
+    for linear in (block.inner, block.film, block.out):
+        torch.nn.init.normal_(linear.weight)
+    normed = (h - h.mean(1, keepdim=True)) / (h.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    scale, shift = (cond @ block.film.weight.T + block.film.bias).split(6, 1)
+    inner = (1 + scale) * (normed @ block.inner.weight.T + block.inner.bias) + shift
+    active = inner * torch.sigmoid(inner)
+    torch.testing.assert_close(block.eval()(h, cond), h + active @ block.out.weight.T + block.out.bias)
+    torch.nn.init.eye_(block.out.weight)
+    torch.nn.init.constant_(block.out.bias, 5.0)
+    branch = block.train()(h, cond) - h - 5
+    dropped = branch.abs() < 1e-12
+    assert dropped.any() and not dropped.all()
+    torch.testing.assert_close(branch[~dropped], 2 * active[~dropped])
+
+
+def test_the_head_is_its_equation_and_blocks_count():
+    net = awake(MLP((3,), width=6, blocks=2)).double()
+    assert len(net.blocks) == 2
+    seen = []
+    net.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    out = net(torch.randn(4, 3).double(), torch.zeros(4).double())
+    normed = net.norm(seen[0])
+    torch.testing.assert_close(out, (normed * torch.sigmoid(normed)) @ net.out.weight.T + net.out.bias)
 
 
 def test_class_changes_the_output():

@@ -363,6 +363,7 @@ def test_errors_say_what_is_wrong():
         ((x[..., :6], label), "multiples of 4, got 8 x 6"),
         ((x, label[:1]), "one c_noise per sample"),
         ((x, label * 0), "needs `c_noise` > 0"),
+        ((x, torch.tensor([1.0, 0.0])), "needs `c_noise` > 0"),
         ((x, label, torch.zeros(2, dtype=torch.long)), "without classes"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -112,6 +112,10 @@ def test_modules_agree_with_functions_and_double_the_size(taps):
     if taps is not None:
         close(Upsample(taps)(x), upsample2d(x, taps))
         close(Downsample(taps)(x), downsample2d(x, taps))
+        for make, function in ((UpsampleConv, upsample_conv2d), (DownsampleConv, downsample_conv2d)):
+            layer = make(3, 4, taps)
+            torch.nn.init.normal_(layer.bias)
+            close(layer(x), function(x, layer.weight, taps) + layer.bias[:, None, None])
 
 
 @pytest.mark.parametrize("taps", [(1, 3, 3, 1), None])

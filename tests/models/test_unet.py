@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from sde_score.models.registry import MODELS
-from sde_score.models.unet import UNet
+from sde_score.models.unet import Attention, ResBlock, UNet
 
 SMALL = dict(width=8, mult=(1, 2), attention=(1,))
 SHAPES = [(1, 28, 28), (5, 33, 65), (3, 48, 80), (5, 1024), (2, 7), (1, 16, 24, 20), (2, 5, 1, 3), (1, 1, 1)]
@@ -39,6 +40,85 @@ def test_any_grid_keeps_its_shape_and_every_parameter_learns(shape):
 def test_untrained_output_is_zero():
     net = UNet((1, 8, 8))
     assert not net(torch.randn(2, 1, 8, 8), torch.zeros(2)).any()
+
+
+def test_every_residual_branch_starts_as_nothing():
+    x, cond = torch.randn(2, 8, 4, 6), torch.randn(2, 16)
+    for block in (ResBlock(2, 8, 8, 16, 0.0), Attention(8)):
+        assert torch.equal(block(x, cond, False), x)
+
+
+def test_a_residual_block_is_its_equation():
+    """skip(x) + conv(silu((1 + a) norm(h) + b)), h = conv(silu(norm(x))), with torch's own functions."""
+    for c_in in (16, 8):
+        block = awake(ResBlock(2, c_in, 16, 5, 0.0)).double()
+        norms = [(norm.weight, norm.bias) for norm in (block.norm1, block.norm2)]
+        x, cond = torch.randn(2, c_in, 4, 6).double(), torch.randn(2, 5).double()
+        h = F.conv2d(F.silu(F.group_norm(x, 8, *norms[0])), block.conv1.weight, block.conv1.bias, padding=1)
+        film = F.linear(cond, block.film.weight, block.film.bias)[:, :, None, None]
+        h = (1 + film[:, :16]) * F.group_norm(h, 8, *norms[1]) + film[:, 16:]
+        h = F.conv2d(F.silu(h), block.conv2.weight, block.conv2.bias, padding=1)
+        torch.testing.assert_close(block(x, cond, False), (x if c_in == 16 else block.skip(x)) + h)
+
+
+def test_dropout_acts_before_the_second_convolution():
+    """With an identity there and a bias of 5, a dropped entry gives x + 5 exactly."""
+    block = ResBlock(2, 4, 4, 5, 0.4).double()
+    torch.nn.init.dirac_(block.conv2.weight)
+    torch.nn.init.constant_(block.conv2.bias, 5.0)
+    x, cond = torch.randn(2, 4, 6, 6).double(), torch.randn(2, 5).double()
+    kept = block.eval()(x, cond, False) - x - 5
+    branch = block.train()(x, cond, False) - x - 5
+    dropped = branch.abs() < 1e-12
+    assert 0.2 < dropped.double().mean() < 0.6  # 288 entries: 5 standard deviations are 0.14
+    torch.testing.assert_close(branch[~dropped], kept[~dropped] / 0.6)
+
+
+@pytest.mark.parametrize("channels, heads", [(8, 1), (32, 1), (64, 2), (80, 2), (96, 3)])
+def test_attention_is_torchs(channels, heads):
+    """x + attention of heads of about 32 channels, between all places of the grid."""
+    block = awake(Attention(channels)).double()
+    assert block.heads == heads
+    reference = torch.nn.MultiheadAttention(channels, heads, batch_first=True, dtype=torch.float64)
+    reference.in_proj_weight.data, reference.in_proj_bias.data = block.qkv.weight.data, block.qkv.bias.data
+    reference.out_proj.load_state_dict(block.out.state_dict())
+    x = torch.randn(2, channels, 3, 4, dtype=torch.float64)
+    tokens = F.group_norm(x, 8, block.norm.weight, block.norm.bias).flatten(2).mT
+    expected = x + reference(tokens, tokens, tokens)[0].mT.reshape(x.shape)
+    for plain in (False, True):
+        torch.testing.assert_close(block(x, None, plain), expected)
+
+
+def test_the_way_up_meets_the_skip_connections_and_the_head_is_its_equation():
+    """On an odd size: each place takes its parent's features, the last skip is the first; out = conv(silu(norm(h)))."""
+    net = small((1, 7, 5)).double().eval()
+    seen = {}
+    for name in ("conv_in", "middle", "up.0", "up.1", "up.2", "norm_out"):
+        net.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: (inputs[0], output)})
+        )
+    out = net(torch.randn(2, 1, 7, 5).double(), torch.zeros(2).double())
+    coarse, entering = seen["up.1"][1], seen["up.2"][0]
+    assert coarse.shape[2:] == (4, 3) and entering.shape[2:] == (7, 5)
+    rows, columns = torch.arange(7) // 2, torch.arange(5) // 2
+    torch.testing.assert_close(entering[:, : coarse.shape[1]], coarse[:, :, rows][:, :, :, columns])
+    last = net.up[-1]
+    assert len(net.up) == 4 and len(net.down) == 3
+    hooked = []
+    last.register_forward_pre_hook(lambda module, inputs: hooked.append(inputs[0]))
+    net(torch.randn(2, 1, 7, 5).double(), torch.zeros(2).double())
+    torch.testing.assert_close(hooked[0][:, -8:], seen["conv_in"][1])
+    out = net(x := torch.randn(2, 1, 7, 5).double(), torch.zeros(2).double())
+    torch.testing.assert_close(out, net.conv_out(F.silu(seen["norm_out"][1])))
+    assert x.shape == out.shape
+
+
+def test_attention_sits_at_the_levels_named_and_the_middle_is_the_last():
+    for levels, middle in (((1,), 2), ((0,), 1), ((), 1)):
+        net = UNet((1, 8, 8), width=8, mult=(1, 1.5), attention=levels)
+        assert len(net.middle) == middle
+        assert [len(stage) for stage in net.down] == [1 + (0 in levels), 1, 1 + (1 in levels)]
+        assert net.norm_out.num_channels == 8 and net.middle[0].norm1.num_channels == 12
 
 
 def test_default_settings_are_small():
@@ -98,6 +178,9 @@ def test_fourier_features_are_periodic():
     x, label = torch.randn(1, 1, 8, 8, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     torch.testing.assert_close(net(x + 0.5, label), net(x, label), rtol=1e-9, atol=1e-9)
     assert (net(x + 0.25, label) - net(x, label)).abs().max() > 1e-3
+    # sines alone would not tell x from its mirror image at a quarter of a period, cosines alone not x from -x
+    assert (net(0.25 - x, label) - net(x, label)).abs().max() > 1e-3
+    assert (net(-x, label) - net(x, label)).abs().max() > 1e-3
 
 
 def test_gradient_checkpointing_changes_nothing():

@@ -310,8 +310,10 @@ class ForwardDrift(EulerMaruyama):
 
 
 class FixedDt(EulerMaruyama):
-    def __init__(self, sde):
-        super().__init__(sde, chain=1000)
+    """The step of 1000 steps, whatever the grid."""
+
+    def step(self, score_fn, x, t, t_next, noise):
+        return super().step(score_fn, x, t, t - self.sde.T / 1000, noise)
 
 
 class HalfScore(EulerMaruyama):

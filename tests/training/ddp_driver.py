@@ -2,12 +2,15 @@
 environment variables.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from sde_score.models import ScoreModel
 from sde_score.models.ema import EMA
 from sde_score.objectives import OBJECTIVES
 from sde_score.sdes import SDES
@@ -26,6 +29,7 @@ from sde_score.training import (
 )
 
 SIZE = 10
+VICTIM = int(sys.argv[2]) if __name__ == "__main__" and len(sys.argv) > 2 else None  # killed in step 13
 
 
 class Net(nn.Module):
@@ -44,6 +48,8 @@ def objective(model, x0, *, noise, **cond):
 
 
 def batch(step):
+    if step == 13 and distributed.rank() == VICTIM:
+        os.kill(os.getpid(), signal.SIGKILL)
     x = torch.randn(SIZE, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(step)) + 1.0
     if step == 4:
         x[0] = float("nan")  # on one process only; all must skip
@@ -86,23 +92,26 @@ def train(run_dir: Path, steps: int, micro_batches: int, device: torch.device) -
         assert torch.equal(box[0], box[1]), "the processes went apart"
 
 
-class ToldNet(Net):
+class ToldNet(nn.Module):
     """Told a number, of which -1 means none."""
 
     def __init__(self):
         super().__init__()
-        self.told = nn.Linear(1, 2)
-        self.network.no_condition = lambda cond: {"angle": torch.full_like(cond["angle"], -1.0)}
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Linear(16, 2))
 
-    def eps(self, x, t, angle):
-        return super().eps(x, t) + self.told(angle)
+    def forward(self, x, t, angle):
+        return self.layers(torch.cat([x, t[:, None], angle], 1))
+
+    def no_condition(self, cond):
+        return {"angle": torch.full_like(cond["angle"], -1.0)}
 
 
 def descend(run_dir: Path, micro_batches: int, device: torch.device) -> None:
     """Plain gradient descent, which hides no factor of the gradient; times in the strata of the whole batch, and some
     conditions dropped."""
     torch.manual_seed(0)
-    model = ToldNet().double().to(device)
+    sde = SDES.build("vp(t_min=0.)")
+    model = ScoreModel(ToldNet(), sde, "eps(c_noise='t')").double().to(device)
 
     def told_batch(step: int):
         x, _, positions = batch(step + 10)
@@ -111,7 +120,7 @@ def descend(run_dir: Path, micro_batches: int, device: torch.device) -> None:
     Trainer(
         model,
         None,
-        OBJECTIVES.build("dsm(times='stratified')", SDES.build("vp(t_min=0.)")),
+        OBJECTIVES.build("dsm(times='stratified')", sde),
         torch.optim.SGD(model.parameters(), lr=0.3),
         told_batch,
         Schedule(12),

@@ -37,12 +37,12 @@ def batch(step, size=50):
     return x, {"y": positions % 10, "angle": positions[:, None].float()}, positions
 
 
-def train(net=None, data=batch, steps=4, loss=objective, **settings):
+def train(net=None, data=batch, steps=4, loss=objective, seed=3, **settings):
     net = net or Recorder()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     record = Record(say=lambda message: None, progress=False)
     trainer = Trainer(
-        net, None, loss, optimizer, data, Schedule(steps), seed=3, step=StepSettings(**settings), record=record
+        net, None, loss, optimizer, data, Schedule(steps), seed=seed, step=StepSettings(**settings), record=record
     )
     trainer.run()
     x, y, angle = (torch.cat(column) for column in zip(*net.seen))
@@ -81,8 +81,20 @@ def test_who_is_dropped_depends_neither_on_micro_batches_nor_on_the_share_of_a_p
 
         halves.append(train(data=data, condition_dropout=0.5)[1].view(4, -1))
     assert torch.equal(torch.cat(halves, 1).flatten(), whole)
-    later = train(condition_dropout=0.5, data=lambda step: batch(step + 9))[1]
-    assert not torch.equal(later == 10, whole == 10)
+
+
+def test_who_is_dropped_depends_on_seed_step_and_position():
+    """Two choices of one half agree for about half of 200 samples: Binomial(200, 1/2), five standard deviations."""
+    whole = train(condition_dropout=0.5)[1] == 10
+
+    def agree(other):
+        return abs(int((other == whole).sum()) - 100) < 5 * 50**0.5
+
+    assert agree(train(condition_dropout=0.5, data=lambda step: batch(step + 9))[1] == 10)
+    assert agree(train(condition_dropout=0.5, seed=4)[1] == 10)
+    # the same positions in every step, as a user's own batches may have them
+    again = train(condition_dropout=0.5, data=lambda step: (*batch(0)[:2], range(50)))[1].view(4, 50) == 10
+    assert all(not torch.equal(again[0], other) for other in again[1:])
 
 
 def test_dropping_leaves_the_noise_of_the_loss_alone():

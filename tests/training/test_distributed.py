@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -88,3 +89,29 @@ def test_a_missing_gpu_is_named():
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match="torch sees no GPU"):
         distributed.pick_device("cuda")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_process_is_named_in_one_line(tmp_path, victim):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(2):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        own = {key: str(value) for key, value in (names | {"OMP_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"}).items()}
+        command = [sys.executable, str(DRIVER), str(tmp_path / "run"), str(victim)]
+        children.append(subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, text=True))
+    left = children[1 - victim]
+    error = left.communicate(timeout=120)[1].strip().splitlines()[-1]
+    children[victim].kill()
+    children[victim].communicate()
+    assert left.returncode == 1
+    assert f"Of 2 processes, rank {victim} (process {children[victim].pid} on " in error
+    assert "was lost" in error and "Run the same command again" in error
+    assert load_checkpoint(tmp_path / "run").step == 10
+
+
+def test_who_is_alive():
+    assert not distributed._is_alive(2**22 + 1) and distributed._is_alive(os.getpid())

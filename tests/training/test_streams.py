@@ -5,24 +5,31 @@ from torch import nn
 
 from sde_score.data import BatchLoader, TensorSplit
 from sde_score.data.loader import flip_mask
-from sde_score.objectives import OBJECTIVES
+from sde_score.models import ScoreModel
+from sde_score.objectives import OBJECTIVES, TIME_SAMPLERS
 from sde_score.sdes import SDES
 from sde_score.tensors import SampleNoise, draw_uniform
 from sde_score.training import Record, Schedule, StepSettings, Trainer, ValidationLoss, distributed
 from sde_score.training.batch import Share
 
+SDE = SDES.build("vp(t_min=0.)")
+
 
 class Net(nn.Module):
-    """Linear in float64, called as a network inside a score model would be."""
+    """Linear in float64; it notes the times it is asked for."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([0.5, -0.3], dtype=torch.float64))
         self.times = []
 
-    def eps(self, x, t, **cond):
+    def forward(self, x, t):
         self.times.append(t.detach().clone())
         return x * self.weight * (1 + t[:, None])
+
+
+def make_model():
+    return ScoreModel(Net(), SDE, "eps(c_noise='t')")
 
 
 def batch(step, size=24):
@@ -32,19 +39,19 @@ def batch(step, size=24):
 
 
 def train(micro_batches=1, times="stratified", data=batch, steps=5):
-    net = Net()
+    model = make_model()
     trainer = Trainer(
-        net,
+        model,
         None,
-        OBJECTIVES.build(f"dsm(times='{times}')", SDES.build("vp(t_min=0.)")),
-        torch.optim.SGD(net.parameters(), lr=0.1),  # hides no factor in the gradient, as Adam would
+        OBJECTIVES.build(f"dsm(times='{times}')", SDE),
+        torch.optim.SGD(model.parameters(), lr=0.1),  # hides no factor in the gradient, as Adam would
         data,
         Schedule(steps),
         step=StepSettings(micro_batches=micro_batches, grad_clip=-1.0),
         record=Record(say=lambda message: None, progress=False),
     )
     trainer.run()
-    return net
+    return model.network
 
 
 def test_stratified_times_belong_to_the_whole_batch():
@@ -69,25 +76,24 @@ def test_the_processes_shares_follow_one_another(monkeypatch):
         x, _, positions = batch(3)
         share = Share.of(x[part], None, positions[part], torch.device("cpu"))
         assert share.size == 24
-        times = OBJECTIVES.build("dsm(times='stratified')", SDES.build("vp(t_min=0.)")).times
+        times = TIME_SAMPLERS.build("stratified", SDE)
         found.append(times.draw(share.noise(0, 3), share.x[:, 0])[0])
     assert torch.equal((torch.cat(found) * 24).long(), torch.arange(24))
 
 
 def test_times_without_places_are_stratified_in_the_batch_they_are_asked_for():
-    times = OBJECTIVES.build("dsm(times='stratified')", SDES.build("vp(t_min=0.)")).times
+    times = TIME_SAMPLERS.build("stratified", SDE)
     for noise in (torch.randn_like, SampleNoise(0, range(8))):
         assert torch.equal((times.draw(noise, torch.empty(8))[0] * 8).long(), torch.arange(8))
 
 
 def test_the_step_of_plain_gradient_descent_is_that_of_the_mean_loss():
     """One step, no clipping reached: weights - lr * gradient of the mean over the batch."""
-    net, start = train(times="uniform", steps=1), Net()
+    found, start = train(times="uniform", steps=1).weight, make_model()
     x, _, positions = batch(0)
-    noise = SampleNoise((0, 0), positions)
-    loss = OBJECTIVES.build("dsm", SDES.build("vp(t_min=0.)"))(start, x, noise=noise).mean()
-    loss.backward()
-    torch.testing.assert_close(net.weight, start.weight - 0.1 * start.weight.grad, rtol=1e-6, atol=1e-7)
+    OBJECTIVES.build("dsm", SDE)(start, x, noise=SampleNoise((0, 0), positions)).mean().backward()
+    weight = start.network.weight
+    torch.testing.assert_close(found, weight - 0.1 * weight.grad, rtol=1e-6, atol=1e-7)
 
 
 def test_dropout_and_noise_do_not_share_a_stream():
@@ -111,7 +117,7 @@ def recorded(drawn):
         t = draw_uniform(noise, x0[:, 0])
         z = noise(x0)
         drawn.append(torch.cat([t[:, None], z], 1))
-        return (model.eps(z, t) ** 2).sum(1)
+        return (model(z, t) ** 2).sum(1)
 
     return loss
 
@@ -142,9 +148,10 @@ def test_flips_depend_on_seed_and_position_and_go_with_nothing_else():
     assert torch.equal(flip_mask(7, positions[1000:2000]), first[1000:2000])
     far = 5 * 4000**0.5 / 2
     shifted = flip_mask(7, positions + 4000)  # another epoch of 4000 samples
+    neighbour = flip_mask(7, positions + 1)
     parity = positions % 2 == 1
     uniform = torch.stack([SampleNoise((7, 0), [i]).uniform(torch.empty(1)) for i in range(4000)])[:, 0] < 0.5
-    for other in (flip_mask(8, positions), shifted, parity, uniform):
+    for other in (flip_mask(8, positions), shifted, neighbour, parity, uniform):
         assert abs(int((first == other).sum()) - 2000) < far
 
 

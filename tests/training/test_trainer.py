@@ -494,7 +494,7 @@ def test_killed_between_the_checkpoint_and_what_is_due_after_it(tmp_path, step, 
                 raise Killed
 
         trainer = make(
-            net=Net(dropout=0.3), steps=25, log=10, checkpoint=5,
+            net=Net(dropout=0.3), steps=25, log=10, checkpoint=5, decay="cosine",
             actions=[(5, first), (10, second), (1, last)], checkpoints=CheckpointStore(folder),
             writers=[Writer(folder / "metrics.jsonl")],
         )  # fmt: skip
