@@ -10,7 +10,9 @@ from PIL import Image, ImageOps
 
 from sde_score import _torchvision
 from sde_score.data import BatchLoader, from_arrays, load_dataset
+from sde_score.data.loader import flip_mask, indices_at
 from sde_score.data.toy import mixture_grid_law
+from sde_score.tensors import mix_seed
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -73,3 +75,11 @@ def test_a_share_of_a_batch_belongs_to_a_process_that_is_there():
     for size in (0, -2, 3):
         with pytest.raises(ValueError, match="positive multiple of world_size = 2"):
             BatchLoader(split, size, rank=0, world_size=2)
+
+
+def test_order_and_flips_of_a_seed_stay_what_they_were():
+    """A run that a later version resumes reads on where it was. The order is PyTorch's for a seed of our own."""
+    positions = torch.arange(12)
+    assert flip_mask(5, positions).int().tolist() == [1, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1]
+    order = [torch.randperm(8, generator=torch.Generator().manual_seed(mix_seed(5, 0x0DE5 << 40, k))) for k in (0, 1)]
+    assert indices_at(positions, 8, seed=5).tolist() == torch.cat(order)[:12].tolist()
