@@ -235,6 +235,7 @@ def test_reference_statistics_are_the_usual_ones_and_survive_the_disk_whole(tmp_
     stats = GaussianStats.of(FeatureSet(x, "f", "abc", source="test"))
     np.testing.assert_allclose(stats.mean, x.numpy().mean(0), rtol=1e-12)
     np.testing.assert_allclose(stats.cov, np.cov(x.numpy(), rowvar=False), rtol=1e-10)
+    (tmp_path / "new").mkdir()
     loaded = GaussianStats.load(stats.save(tmp_path / "new" / "a.npz"))
     assert torch.equal(loaded.mean, stats.mean) and torch.equal(loaded.cov, stats.cov)
     assert (loaded.n, loaded.feature, loaded.fingerprint, loaded.source) == (9, "f", "abc", "test")
