@@ -254,7 +254,7 @@ def test_a_prior_that_is_too_wide_is_seen_as_one_that_is_too_narrow():
     gap = prior_gap(wide, torch.randn(500, 2))
     # e^{−3} of the data and noise of variance 0.01/6 are left: 0.064, in whose logarithm five errors are allowed for
     assert abs(gap.std_ratio - 0.064 * math.exp(5 / 500**0.5)) < 0.01 and gap.reach < 0.5
-    assert "standard deviation is 0.08" in gap.warning(wide)
+    assert "standard deviation is 0.07" in gap.warning(wide)
 
 
 def test_twenty_samples_are_the_least_that_can_be_compared():
