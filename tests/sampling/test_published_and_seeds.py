@@ -8,6 +8,7 @@ import torch
 from sde_score.sampling import (
     CORRECTORS,
     PREDICTORS,
+    SAMPLERS,
     TIMES,
     ODESampler,
     PCSampler,
@@ -194,6 +195,13 @@ def test_the_callback_of_an_ode_sees_the_slowest_sample():
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_components_by_name():
+    assert set(SAMPLERS.names()) >= {"pc", "ode", "sde", "published", "published_ode"}
+    rules = {"euler_maruyama", "reverse_diffusion", "ancestral_sampling", "none"}
+    assert set(PREDICTORS.names()) >= rules and set(PUBLISHED_PREDICTORS.names()) == rules
+    assert set(CORRECTORS.names()) >= {"langevin", "ald", "none"} == set(PUBLISHED_CORRECTORS.names())
 
 
 def test_the_settings_are_the_published_ones_unless_told():
