@@ -59,6 +59,7 @@ SPEAKING = {"__repr__", "__str__"}
 KINDS = [{"Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"}, {"BitOr", "BitAnd", "BitXor"}, {"LShift", "RShift"},
          {"Eq", "NotEq", "Lt", "LtE", "Gt", "GtE"}, {"Is", "IsNot"}]  # fmt: skip
 QUICK = 0.5  # seconds: tests that take no longer keep the order of their files
+NO_TESTS = f"pytest exit {int(pytest.ExitCode.USAGE_ERROR)}"
 TIMEOUT = 5  # times what the unchanged room takes, and a minute
 
 
@@ -269,6 +270,8 @@ def run_room(room: str, mutants: list[Mutant], copy: Copy, longest: float) -> It
         copy.write(mutant.module, mutated(mutant))
         files = in_order(room, mutant.module, copy.tree, first["durations"])
         mutant.killed_by = copy.test(files, Recorder(first["durations"], longest), TIMEOUT * whole + 60)["failed"]
+        if mutant.killed_by == NO_TESTS:
+            sys.exit(f"The tests of {room} have gone:\n{(copy.folder / 'output.txt').read_text()}")
         mutant.seconds = round(time.monotonic() - began, 1)
         copy.write(mutant.module, original)
         yield mutant
