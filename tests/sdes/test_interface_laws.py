@@ -262,3 +262,19 @@ def test_twenty_samples_are_the_least_that_can_be_compared():
     assert math.isfinite(prior_gap(sde, torch.randn(20, 3)).reach)
     with pytest.raises(ValueError, match="at least 20 finite samples; got 19"):
         prior_gap(sde, torch.cat([torch.randn(19, 1), torch.full((1, 1), math.inf)]))
+
+
+def test_one_time_for_all_samples_is_integrated_once():
+    asked = []
+
+    class Counting(Diagonal):
+        def drift_coeff(self, t):
+            asked.append(len(t))
+            return super().drift_coeff(t)
+
+    sde, t = Counting(), torch.tensor([0.3])
+    sde.marginal_coeffs(t)  # finds the panels
+    for times, nodes in ((t, 32), (t.expand(1000), 32), (t.repeat(5), 5 * 32)):
+        asked.clear()
+        sde.marginal_coeffs(times)
+        assert asked == [nodes]
