@@ -158,3 +158,12 @@ def test_an_infinite_log_snr_is_refused():
     for name in ("importance", "mixed"):
         with pytest.raises(ValueError, match="finite log-SNR at both ends; at t_min = 0"):
             TIME_SAMPLERS.get(name)(sde, t_min=0.0)(U)
+
+
+def test_times_by_log_snr_reach_down_to_zero_where_the_data_are_noisy_there():
+    """In VE log σ is linear in t: uniform in log-SNR, which rises with u, is uniform in t, to t_min = 0."""
+    sde = SDES.build("ve")
+    t, factor = TIME_SAMPLERS.get("importance")(sde, t_min=0.0)(U)
+    assert torch.allclose(t, 1 - U, atol=1e-9) and torch.allclose(factor, torch.ones(400).double())
+    ends, _ = TIME_SAMPLERS.get("importance")(sde, t_min=0.0)(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert torch.allclose(ends, torch.tensor([1.0, 0.0]).double(), atol=1e-9)

@@ -278,3 +278,29 @@ def test_one_time_for_all_samples_is_integrated_once():
         asked.clear()
         sde.marginal_coeffs(times)
         assert asked == [nodes]
+
+
+def test_noise_already_in_the_data_decays_with_the_drift():
+    """dx = −r x dt + √(2r) dw from std_0: std² = e^{−2 r t} std_0² + 1 − e^{−2 r t}; a step from s starts without."""
+
+    class Noisy(Diagonal):
+        std_0 = 0.3
+
+    t = torch.tensor([1e-3, 0.2, 1.0], dtype=torch.float64)
+    m, std = Noisy().marginal_coeffs(t)
+    decay = torch.exp(-2 * t[:, None] * Diagonal.rates)
+    assert torch.allclose(m, decay.sqrt()) and torch.allclose(std**2, decay * 0.09 + 1 - decay)
+    assert torch.allclose(Noisy().transition(0 * t, t)[1] ** 2, 1 - decay)
+
+
+def test_a_path_is_checked_once():
+    asked = []
+
+    def alpha(t):
+        asked.append(len(t))
+        return 1 - t
+
+    sde, t = path(alpha, lambda t: t, T=0.9), torch.tensor([0.2, 0.5])
+    for _ in range(3):
+        sde.drift_coeff(t)
+    assert sorted(asked) == [2, 2, 2, 65]
