@@ -202,3 +202,19 @@ def test_accepted_steps_that_lead_nowhere_are_given_up_after_a_hundred(name, t0,
     )
     assert result.status.tolist() == [Status.STEP_TOO_SMALL] and abs(float(result.t) - t0) < 1e-12
     assert int(result.steps) <= 100 and int(result.nfe) < 1000
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_a_batch_of_equal_samples_steps_as_one_sample_does(name):
+    """Both norms are root mean squares: of one sample, or of several equal ones, they are the same number."""
+
+    def func(x, t):
+        return torch.stack([x[:, 1], -9 * x[:, 0]], 1)
+
+    alone = solve_ode(func, X[:1], 0.0, 1.0, solver=SOLVERS.get(name)(1e-4, 1e-5))
+    for copies in (1, 5):
+        batch = solve_ode(
+            func, X[:1].expand(copies, 2), 0.0, 1.0, solver=SOLVERS.get(name)(1e-4, 1e-5, control="batch")
+        )
+        assert batch.steps.tolist() == [int(alone.steps)] * copies and batch.nfe.tolist() == [int(alone.nfe)] * copies
+        assert torch.allclose(batch.x, alone.x.expand(copies, 2), rtol=1e-12)
