@@ -13,7 +13,7 @@ from sde_score.models.ema import EMA
 from sde_score.models.official.architecture import build_network, network_facts
 from sde_score.models.official.names import load_original
 from sde_score.models.resample import DownsampleConv, UpsampleConv
-from sde_score.sampling.predictors import ReverseDiffusion
+from sde_score.sampling.published import ChainReverseDiffusion
 from sde_score.sdes import SDES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,7 +151,7 @@ def test_same_score(benchmark, pair):
 @pytest.mark.parametrize("name, sde, shape", [("tiny", "ve", (2, 1, 4, 4)), ("vp8", "vp", (2, 1, 8, 8))])
 def test_same_sampling_step(benchmark, name, sde, shape):
     pair = benchmark.Pair(name, benchmark.arguments(["--batch=2"]))
-    predictor = ReverseDiffusion(SDES.build(sde), chain=1000)  # the published tables
+    predictor = ChainReverseDiffusion(SDES.build(sde), 1000)  # the published tables
     x, t = torch.randn(shape), torch.full((2,), 0.3)
     with torch.no_grad():
         pair.model.eval()

@@ -269,8 +269,8 @@ def check(argv: list[str]) -> None:
     values = parse("check", [a for a in argv if a.startswith("-")], define, config=False)
     if not names:
         raise UsageError("write what to check, e.g. my_module.py:MySDE or vp")
-    from sde_score.run.build import import_plugins
     from sde_score.run.components import REGISTRIES
+    from sde_score.run.plugins import import_plugins
     from sde_score.testing.command import CannotCheck, check_components
 
     import_plugins(tuple(values.plugin))

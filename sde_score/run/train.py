@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from sde_score.config import from_json, is_run, read_run, to_json, with_plugins
 from sde_score.data import BatchLoader, DataSplits
-from sde_score.files import LOCK, FolderGone, held_alone
+from sde_score.files import LOCK, FolderGone, SameFolder, held_alone
 from sde_score.models import ScoreModel
 from sde_score.models.ema import EMA
 from sde_score.objectives import Objective
@@ -190,7 +190,8 @@ def _fit(run: RunFacts, objective: Objective) -> TrainResult:
         if distributed.is_main():  # not before everything could be built: a flag in error leaves a run as it was
             write_json(run.workdir / "config.json", config.to_dict())
             write_json(run.workdir / "run.json", provenance() | facts | {"status": "running"})
-        result = trainer.run()
+        with SameFolder(run.workdir):  # also what others write there, as TensorBoard, ends with the reason
+            result = trainer.run()
     except FolderGone:
         raise
     except BaseException as error:

@@ -142,21 +142,31 @@ class Trajectory:
     def __init__(self, frames: int = 12, *, mean: bool = True) -> None:
         self.frames, self.mean = frames, mean
         self.kept: list[tuple[float, Tensor]] = []
+        self._latest: tuple[float, Tensor] | None = None
+        self._stride = 1
 
     def __call__(self, progress: Progress) -> None:
+        state = (progress.t, (progress.x_mean if self.mean else progress.x).detach())
         if progress.steps:
             wanted = {round((k + 1) * progress.steps / self.frames) for k in range(self.frames)}
             if progress.step not in wanted:
                 return
-        self.kept.append((progress.t, (progress.x_mean if self.mean else progress.x).detach().cpu().clone()))
-        if len(self.kept) > 4 * self.frames:  # unknown length: thin out as it grows
-            self.kept = self.kept[1::2]
+        else:  # of unknown length: every stride-th step, a stride that doubles as the run grows, and the last one
+            self._latest = state
+            if progress.step % self._stride:
+                return
+        self.kept.append((state[0], state[1].cpu().clone()))
+        if len(self.kept) > 4 * self.frames:
+            self.kept, self._stride = self.kept[1::2], 2 * self._stride
 
     def _picked(self) -> list[tuple[float, Tensor]]:
         if not self.kept:
             raise ValueError("This trajectory has recorded nothing yet: pass it as callback to a sampler first.")
         count = min(self.frames, len(self.kept))
-        return [self.kept[i] for i in torch.linspace(0, len(self.kept) - 1, count).round().long().tolist()]
+        picked = [self.kept[i] for i in torch.linspace(0, len(self.kept) - 1, count).round().long().tolist()]
+        if self._latest is not None:
+            picked[-1] = (self._latest[0], self._latest[1].cpu().clone())
+        return picked
 
     @property
     def states(self) -> Tensor:

@@ -9,6 +9,7 @@ from sde_score.sampling import (
     SAMPLERS,
     ODESampler,
     PCSampler,
+    Progress,
     PublishedSampler,
     SDESampler,
     Trajectory,
@@ -198,6 +199,18 @@ def test_trajectory_and_callback():
     trajectory = Trajectory(frames=4)
     ODESampler(sde)(gaussian_score(sde), torch.randn(3, 2), callback=trajectory)
     assert trajectory.states.shape[1:] == (3, 2) and len(trajectory.states) == len(trajectory.times) <= 4
+
+
+@pytest.mark.parametrize("steps", [3, 40, 100, 1000])
+def test_a_trajectory_of_unknown_length_shows_the_whole_run(steps):
+    trajectory = Trajectory(frames=5)
+    for k in range(1, steps + 1):
+        x = torch.full((1, 2), float(k))
+        trajectory(Progress(k, None, 1 - k / steps, x, x, k))
+    shown = trajectory.states[:, 0, 0].tolist()
+    assert shown[-1] == steps and len(shown) == min(5, steps)
+    gaps = [b - a for a, b in zip([0.0, *shown], shown)]
+    assert max(gaps) <= 0.45 * steps + 1, shown  # even parts would be a fifth each
 
 
 def test_encode_inverts_sampling():

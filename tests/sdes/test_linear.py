@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sde_score.sdes import SDE, SDES, GaussianPathSDE, LinearSDE, prior_gap
+from sde_score.tensors import GeneratorNoise
 
 NAMES = ["ve", "vp", "subvp", "cosine", "edm"]
 
@@ -380,7 +381,7 @@ def test_few_samples_of_a_fitting_law_raise_no_alarm(n):
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         x0 = torch.randn(n, 16, generator=generator)
-        gap = prior_gap(sde, x0, noise=lambda like: torch.randn(like.shape, generator=generator))
+        gap = prior_gap(sde, x0, noise=GeneratorNoise(generator))
         assert gap.warning(sde) is None, (seed, gap)
     with pytest.raises(ValueError, match="at least 20 finite samples; got 3"):
         prior_gap(sde, torch.randn(3, 16))

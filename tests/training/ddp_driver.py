@@ -132,6 +132,7 @@ def descend(run_dir: Path, micro_batches: int, device: torch.device) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.processes("cpu") as device:
-        descend(Path(sys.argv[1]) / "plain", 2, device)
+        if VICTIM is None:
+            descend(Path(sys.argv[1]) / "plain", 2, device)
         train(Path(sys.argv[1]), 20, 2, device)
         train(Path(sys.argv[1]), 30, 1, device)  # goes on from step 20
