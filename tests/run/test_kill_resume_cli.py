@@ -25,7 +25,7 @@ def test_killed_and_resumed_equals_left_in_peace(digits_config, tmp_path, kills)
     assert ended.returncode == 0, ended.stderr[-3000:]
     facts = json.loads(ended.stdout.splitlines()[-1])
     assert facts["kills"] == kills and facts["after_the_end"] <= kills / 2, facts
-    assert kills < 20 or len(set(facts["steps"])) > 4, f"the kills hit too few moments: {facts}"
+    assert kills < 20 or len(set(facts["steps"])) > 2, f"the kills hit too few moments: {facts}"
 
 
 def test_interrupted_and_gone_on(digits_config, tmp_path):
