@@ -82,7 +82,7 @@ def _log_densities(
     """Log densities in model space and log-determinants of the codec, `(total,)` each, and the mean NFE; the work is
     shared among the processes.
     """
-    section, codec = run.config.likelihood, run.codec.for_density()
+    section, codec, score = run.config.likelihood, run.codec.for_density(), run.score_fn()
     values, nfes = {}, []
     for repeat in range(repeats):
         for number, batch in enumerate(iterate(data, section.batch_size, limit=total)):
@@ -93,7 +93,7 @@ def _log_densities(
             log_det = _log_det(codec, z, run) if section.space == "data" else z.new_zeros(len(z))
             found = log_likelihood(
                 run.sde,
-                run.score_fn(**run.told(batch)),
+                score.bind(**run.told(batch)),
                 z,
                 solver=section.solver,
                 trace=section.trace,

