@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sde_score.data import DataInfo
 from sde_score.files import write_bytes
+from sde_score.protocols import Constraint
 from sde_score.registry import suggest
 from sde_score.run.build import build_sampler, sampler_settings, told_conditions
 from sde_score.run.facts import RunFacts, provenance, write_json
-from sde_score.sampling import ProgressBar, Sampler, Trajectory, callbacks
+from sde_score.sampling import Callback, ProgressBar, Sampler, Trajectory, callbacks
 from sde_score.score import Score
 from sde_score.sdes import SDE
 from sde_score.tensors import SampleNoise, mix_seed
@@ -91,7 +92,9 @@ def draw(
     batch_size: int,
     device: torch.device,
     progress: bool = False,
-    trajectory: Trajectory | None = None,
+    trajectory: Callback | None = None,
+    constraint: Constraint | None = None,
+    callback: Callback | None = None,
     shared: bool = True,
     decode: Callable[[Tensor], Tensor] = lambda z: z,
 ) -> tuple[Tensor, list[int]]:
@@ -119,8 +122,8 @@ def draw(
         noise = SampleNoise(seed, indices)
         x_T = sde.prior_sampling((len(indices), *shape), noise=noise, device=device, dtype=torch.float32)
         bar = ProgressBar(f"samples {indices.start}-{indices.stop - 1} of {num}") if progress else None
-        watch = callbacks(bar, trajectory if number == 0 else None)
-        result = sampler(score_for(indices), x_T, noise=noise, callback=watch)
+        watch = callbacks(bar, callback, trajectory if number == 0 else None)  # the last one may cut the batch
+        result = sampler(score_for(indices), x_T, noise=noise, constraint=constraint, callback=watch)
         if bar is not None:
             bar.close()
         put(decode(result.x).cpu(), indices)
@@ -151,6 +154,9 @@ def sample(
     seed: int = 0,
     labels: Sequence[int | str] | None = None,
     cond: Mapping[str, Tensor] | None = None,
+    sampler: Sampler | None = None,
+    constraint: Constraint | None = None,
+    callback: Callback | None = None,
     progress: bool = False,
     trajectory: bool = False,
     shared: bool = True,
@@ -164,6 +170,9 @@ def sample(
         labels: classes of a class-conditional model, by the data's own labels, repeated in turn; default: all in turn.
         cond: other conditions the model is told, by name, each `(n, *)`, repeated in turn; default: those of the
             held-out samples, in their order.
+        sampler: this sampler in the place of that of the configuration.
+        constraint: `(z, moment) -> z` in model space, see `Sampler.__call__`.
+        callback: sees every step, of each chunk of the batch.
         progress: show a bar.
         trajectory: keep some states of the first samples.
         shared: share the work among the processes of a torchrun.
@@ -173,7 +182,11 @@ def sample(
     section = run.config.sampling
     if shared:
         run.warn_of_prior()
-    sampler = build_sampler(run.config, run.sde)
+    settings = {"method": section.method, **sampler_settings(run.config)}
+    if sampler is None:
+        sampler = build_sampler(run.config, run.sde)
+    else:
+        settings = {"method": type(sampler).__name__}
     known = conditions_of(run, num, labels, cond)
     score = run.model.score_fn(compile=section.compile)
 
@@ -194,6 +207,8 @@ def sample(
         device=run.device,
         progress=progress,
         trajectory=None if kept is None else _First(kept),
+        constraint=constraint,
+        callback=callback,
         shared=shared,
         decode=run.codec.to_levels if images else run.codec.decode,
     )
@@ -202,7 +217,7 @@ def sample(
         "seed": seed,
         "step": run.step,
         "sde": run.config.sde,
-        "sampling": {"method": section.method, **sampler_settings(run.config)},
+        "sampling": settings,
         "nfe": max(nfes) if nfes else 0,
         "seconds": round(time.monotonic() - began, 2),
         "provenance": provenance(),
