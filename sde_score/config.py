@@ -55,6 +55,9 @@ def default_config() -> ConfigDict:
     data.channels = placeholder(int)
     data.holdout = placeholder(float)  # share kept for testing where there is no official split
     data.on_error = placeholder(str)  # a broken image: "raise" or "skip"
+    data.layout = placeholder(str)  # order of an array's axes: "NHWC"
+    data.levels = placeholder(int)  # how many grey levels an array of whole numbers has
+    data.columns = ()  # of a table, by name, or of vectors, by number; (): all
     data.download = placeholder(bool)
     data.centered = True  # images scaled to [-1, 1]; False: [0, 1]
     data.uniform_dequantization = True

@@ -267,7 +267,10 @@ def _make_split(
             x[number] = decode(names[number])
 
         good, _ = _map_images(place, names, on_error, files.source.path)
-        return TensorSplit(x if len(good) == len(names) else x[good], name=title), [names[k] for k in good]
+        split: TensorSplit | LazySplit = TensorSplit(x if len(good) == len(names) else x[good], name=title)
+        names = [names[k] for k in good]
+        split.names = ["/".join(parts) for parts in _strip_common(names)]
+        return split, names
 
     def read(i: int) -> Tensor:
         for offset in range(min(16, len(names))):
@@ -281,7 +284,9 @@ def _make_split(
                 warnings.warn(f"{error}: its neighbour takes its place.", stacklevel=2)
         raise BrokenImage(f"16 images in a row cannot be read, from {names[i]} on.")
 
-    return LazySplit(read, len(names), name=title), names
+    split = LazySplit(read, len(names), name=title)
+    split.names = ["/".join(parts) for parts in _strip_common(names)]
+    return split, names
 
 
 def _read_headers(
