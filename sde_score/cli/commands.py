@@ -85,7 +85,7 @@ def sample(argv: list[str]) -> None:
         run_flags(values)
         flags.DEFINE_integer("num", 64, "how many", flag_values=values)
         flags.DEFINE_integer("seed", 0, "sample i depends on (seed, i) only", flag_values=values)
-        flags.DEFINE_list("labels", [], "classes of a class-conditional model, as the data name them", flag_values=values)
+        flags.DEFINE_list("labels", [], "classes, as the data name them", flag_values=values)
         flags.DEFINE_string("tag", None, "name of the files; default: the method", flag_values=values)
         flags.DEFINE_bool("trajectory", True, "a strip and an animation from noise to data", flag_values=values)
 

@@ -60,8 +60,8 @@ class Split(ABC):
         """The samples `indices` (int64, in range), as `(x, cond)`."""
 
     def __getitem__(self, indices: Tensor | Sequence[int] | slice) -> Batch:
-        """The samples `indices: (B,)`: `x: (B, *)` in uint8 (levels) or float32, float64, their conditions as `Condition`
-        describes them, and as positions their numbers."""
+        """The samples `indices: (B,)`: `x: (B, *)` in uint8 (levels), float32 or float64 (values), their conditions as
+        `Condition` describes them, and as positions their numbers."""
         if isinstance(indices, slice):
             indices = range(*indices.indices(len(self)))
         if isinstance(indices, int):
@@ -246,7 +246,8 @@ def _why_constant(split: Split, mean: Tensor, where: Sequence[int], columns: Seq
     names = [repr(columns[k]) if columns is not None else str(k) for k in where[:8]]
     each = ", ".join(f"{name} (always {float(mean[k].mean()):.8g})" for name, k in zip(names, where))
     said = f"{split.name}: the {'column' if vector else 'channel'}{'s' * (len(where) > 1)} {each}"
-    said += f"{' and others' * (len(where) > 8)} {'is' if len(where) == 1 else 'are'} constant, so the data have no density there."
+    said += f"{' and others' * (len(where) > 8)} {'is' if len(where) == 1 else 'are'} constant"
+    said += ", so the data have no density there."
     if len(where) == n:
         return f"{said} Nothing else is left."
     if not vector:
@@ -312,7 +313,9 @@ def _looks_like_path(spec: str) -> bool:
     text = spec.strip()
     if text.startswith(("/", ".", "~")) or re.match(r"[A-Za-z]:[\\/]", text):
         return True
-    if text.lower().endswith((".zip", *ARRAY_SUFFIXES, *TABLE_SUFFIXES)) or any(mark in text.partition("(")[0] for mark in "/\\"):
+    if text.lower().endswith((".zip", *ARRAY_SUFFIXES, *TABLE_SUFFIXES)):
+        return True
+    if any(mark in text.partition("(")[0] for mark in "/\\"):
         return True
     return text.partition("(")[0].strip() not in DATASETS.names() and Path(text).is_dir()
 

@@ -50,7 +50,7 @@ class Samples:
     @property
     def x(self) -> Tensor:
         """In data units: images between 0 and 1, made anew at each call."""
-        return self.stored if self.info.levels is None else self.stored / (self.info.levels - 1)
+        return self.stored if self.info.levels is None else self.stored.float() / (self.info.levels - 1)
 
     @property
     def labels(self) -> Tensor | None:
