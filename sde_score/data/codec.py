@@ -276,7 +276,7 @@ class Scaler(Codec):
         precise = _precise(z)
         shift, scale = self._affine(precise)
         w = precise * scale + shift
-        log, logit = self.log.to(w.device), self.logit.to(w.device)
+        log, logit = self.log.to(w), self.logit.to(w)
         bend = -log * w - logit * (nn.functional.logsigmoid(w) + nn.functional.logsigmoid(-w))
         return whole + sum_except_batch(bend).to(z.dtype)
 

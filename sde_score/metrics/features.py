@@ -46,7 +46,8 @@ class RandomConv(nn.Module):
             layer = conv(n_in, width * 2**i, 3, padding=1, padding_mode="replicate", dtype=torch.float32)
             fan_in = layer.weight[0].numel()
             with torch.no_grad():
-                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator, dtype=torch.float32) * math.sqrt(2 / fan_in))
+                drawn = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float32)
+                layer.weight.copy_(drawn * math.sqrt(2 / fan_in))
                 layer.bias.zero_()
             layers.append(layer.requires_grad_(False))
             n_in = width * 2**i

@@ -22,7 +22,8 @@ class SMLDChain(Chain):
 
     def __init__(self, sde: SDE, n: int) -> None:
         super().__init__(sde, n)
-        self.sigmas = torch.exp(torch.linspace(math.log(sde.sigma_min), math.log(sde.sigma_max), n, dtype=torch.float32))
+        low, high = math.log(sde.sigma_min), math.log(sde.sigma_max)
+        self.sigmas = torch.exp(torch.linspace(low, high, n, dtype=torch.float32))
 
     def _pair(self, t: Tensor) -> tuple[Tensor, Tensor]:
         index = self.index(t)

@@ -183,7 +183,8 @@ def test_samples_that_are_not_finite_can_be_left_out(tmp_path):
     y = np.arange(12)
     np.save(tmp_path / "x.npy", x)
     keep = np.delete(np.arange(12), [3, 7])
-    for load in (lambda: from_arrays(x, y, on_error="skip"), lambda: load_dataset(str(tmp_path / "x.npy"), on_error="skip")):
+    path = str(tmp_path / "x.npy")
+    for load in (lambda: from_arrays(x, y, on_error="skip"), lambda: load_dataset(path, on_error="skip")):
         with pytest.warns(UserWarning, match="2 of 12 samples.*left out"):
             splits = load()
         assert np.array_equal(table(splits), expected(x[keep]))

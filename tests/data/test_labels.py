@@ -78,7 +78,8 @@ def test_numbers_of_classes_by_the_users_own_labels():
     own = Condition(num=3, names=("1", "64", "71"))
     assert own.numbers([71, "1", np.int64(64), 1.0, "01"]).tolist() == [2, 0, 1, 0, 0]
     assert own.convert(torch.tensor([71, 1]), 2).tolist() == [2, 0]
-    with pytest.raises(ValueError, match="There is no class 0. Known: 1, 64, 71"):  # a number is never taken for another
+    # a number is never taken for another
+    with pytest.raises(ValueError, match="There is no class 0. Known: 1, 64, 71"):
         own.numbers([0])
     words = Condition(num=2, names=("cat", "dog"))
     assert words.numbers(["dog", 0, "1"]).tolist() == [1, 0, 1] and words.convert(["dog"], 1).tolist() == [1]

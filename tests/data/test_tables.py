@@ -69,7 +69,9 @@ def test_a_column_that_counts_the_rows_is_left_out(tmp_path):
     assert load_dataset(write(tmp_path / "b.csv", counted, head=("", "a", "b", "c"))).info.shape == (4,)
 
 
-@pytest.mark.parametrize("word, values", [("label", ["cat", "dog", "eel"]), ("class", ["1", "2", "64"]), ("y", ["0", "1"])])
+@pytest.mark.parametrize(
+    "word, values", [("label", ["cat", "dog", "eel"]), ("class", ["1", "2", "64"]), ("y", ["0", "1"])]
+)
 def test_labels_are_found(tmp_path, word, values):
     labels = [values[k % len(values)] for k in range(30)]
     splits = load_dataset(write(tmp_path / "a.csv", head=("a", "b", "c", word), extra=labels))
@@ -105,13 +107,16 @@ def test_text_is_refused_or_a_label(tmp_path):
         load_dataset(f"table(path={path!r}, label='town')")
 
 
-@pytest.mark.parametrize("cell, words", [("", "missing"), ("NA", "missing"), ("nan", "missing"), ("12 kg", "'12 kg' is no number"),
-                                         ("1_000", "'1_000' is no number")])  # fmt: skip
+@pytest.mark.parametrize(
+    "cell, words",
+    [("", "missing"), ("NA", "missing"), ("nan", "missing"), ("12 kg", "'12 kg' is no"), ("1_000", "'1_000' is no")],
+)
 def test_missing_values(tmp_path, cell, words):
     rows = ROWS.astype(object)
     rows[4, 1], rows[9, 1] = cell, ""
     path = write(tmp_path / "a.csv", rows)
-    with pytest.raises(ValueError, match=f"2 of 30 rows lack a value, first line 6, column 'mass': {words}.*on_error=skip"):
+    said = f"2 of 30 rows lack a value, first line 6, column 'mass': {words}.*on_error=skip"
+    with pytest.raises(ValueError, match=said):
         load_dataset(path)
     with pytest.warns(UserWarning, match="2 of 30 rows.*left out"):
         splits = load_dataset(path, on_error="skip")
@@ -151,7 +156,7 @@ def test_more_rows_than_are_read_at_once(tmp_path):
     assert np.array_equal(table(load_dataset(path)), rows)
     broken = rows.astype(object)
     broken[20_000, 1] = "x"
-    with pytest.raises(ValueError, match="1 of 25000 rows lack a value, first line 20002, column 'b': 'x' is no number"):
+    with pytest.raises(ValueError, match="1 of 25000 rows .*, first line 20002, column 'b': 'x' is no number"):
         load_dataset(write(tmp_path / "b.csv", broken, head=("a", "b")))
 
 
