@@ -11,7 +11,10 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from importlib import metadata
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Callable[..., Any])
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -69,8 +72,9 @@ def first_line(component: Any) -> str:
     return " ".join((component.__doc__ or "").strip().split("\n\n")[0].split())
 
 
-class Registry:
-    """The components of one `kind` (a word for messages), optionally open to the entry points of one `group`.
+class Registry(Generic[T]):
+    """The components of one `kind` (a word for messages), objects of type T, optionally open to the entry points of one
+    `group`.
 
     Components are classes or functions, and are made by calling them, or their class method called `make`.
     """
@@ -79,15 +83,15 @@ class Registry:
         self.kind = kind
         self.group = group
         self.make = make
-        self._components: dict[str, Callable[..., Any]] = {}
+        self._components: dict[str, Callable[..., T]] = {}
 
-    def register(self, name: str | None = None) -> Callable[[Any], Any]:
+    def register(self, name: str | None = None) -> Callable[[C], C]:
         """Decorator that registers a class or a factory function, under `name` or its own name.
 
         Raises `ValueError` when the name is taken by another component: nothing is ever replaced in silence.
         """
 
-        def add(component: Any) -> Any:
+        def add(component: C) -> C:
             key = name or component.__name__
             known = self._components.get(key)
             if known is not None and (known.__module__, known.__qualname__) != (
@@ -110,7 +114,7 @@ class Registry:
         """All known names, those of entry points included (which are not imported for it)."""
         return sorted(set(self._components) | set(self._entry_points()))
 
-    def get(self, name: str) -> Callable[..., Any]:
+    def get(self, name: str) -> Callable[..., T]:
         """The component called `name`. Raises `ValueError` with the nearest known name."""
         if name in self._components:
             return self._components[name]
@@ -120,11 +124,11 @@ class Registry:
         self._components[name] = entry.load()
         return self._components[name]
 
-    def _maker(self, name: str) -> Callable[..., Any]:
+    def _maker(self, name: str) -> Callable[..., T]:
         component = self.get(name)
         return component if self.make is None else getattr(component, self.make)
 
-    def build(self, spec: Any, *args: Any, **context: Any) -> Any:
+    def build(self, spec: str | T, *args: Any, **context: Any) -> T:
         """Make the component that `spec` describes: `component(*args, **arguments)`.
 
         `context` offers values for constructor parameters that the spec leaves open; what the constructor does not name

@@ -17,7 +17,7 @@ from sde_score.data.info import DataInfo
 from sde_score.registry import Registry
 from sde_score.tensors import mix_seed
 
-DATASETS = Registry("dataset", group="sde_score.datasets")
+DATASETS: Registry[DataSplits] = Registry("dataset", group="sde_score.datasets")
 """Functions `(**settings) -> DataSplits`. Settings named root, image_size, channels, holdout, download, on_error,
 layout, max_pixels or memory_gb are offered by `load_dataset`."""
 

@@ -130,6 +130,14 @@ class Run(RunFacts):
         result = self.likelihood(split, num=num, seed=seed, **settings)
         return result["bits_per_dim"]["mean"], result["bits_per_dim"]["stderr"]
 
+    def nats(
+        self, split: str = "test", *, num: int | None = None, seed: int = 0, **settings: Setting
+    ) -> tuple[float, float]:
+        """Mean log density of a split in nats, in the units of the data (images: the unit cube), and its standard
+        error."""
+        result = self.likelihood(split, num=num, seed=seed, **settings)
+        return result["nats"]["mean"], result["nats"]["stderr"]
+
     def score(
         self,
         x: points.Points,
