@@ -167,7 +167,7 @@ def sample(
         run: the run.
         num: how many; must be positive.
         seed: sample i is a function of (seed, i), whatever the batch size, the device or the number of processes.
-        labels: classes of a class-conditional model, repeated in turn; default: all in turn.
+        labels: classes of a class-conditional model, by the data's own labels, repeated in turn; default: all in turn.
         cond: other conditions the model is told, by name, each `(n, *)`, repeated in turn; default: those of the
             held-out samples, in their order.
         sampler: this sampler in the place of that of the configuration.
@@ -245,21 +245,19 @@ def conditions_of(
     for name in given:
         if name not in told:
             raise ValueError(f"This model is not told {name!r}.{suggest(name, told)}")
+    conditions = run.info.conditions
+    found = {
+        name: conditions[name].convert(torch.as_tensor(values), len(values), f"The condition {name!r}")
+        for name, values in given.items()
+    }
     if labels:
-        given["y"] = torch.as_tensor(labels)
-        classes = run.info.num_classes
-        if classes and not (0 <= min(labels) and max(labels) < classes):
-            raise ValueError(f"Class labels run from 0 to {classes - 1}; got {list(labels)}.")
+        found["y"] = conditions["y"].numbers(labels)
     elif run.info.num_classes and told == ("y",):
-        given.setdefault("y", torch.arange(run.info.num_classes))
-    if missing := [name for name in told if name not in given]:
+        found.setdefault("y", torch.arange(run.info.num_classes))
+    if missing := [name for name in told if name not in found]:
         held_out = run.data.test[range(min(num, len(run.data.test)))].cond
-        given |= {name: held_out[name] for name in missing}
-    found = {}
-    for name in told:
-        values = torch.as_tensor(given[name])
-        values = run.info.conditions[name].convert(values, len(values), f"The condition {name!r}")
-        found[name] = values[torch.arange(num) % len(values)]
+        found |= {name: held_out[name] for name in missing}
+    found = {name: found[name][torch.arange(num) % len(found[name])] for name in told}
     return found
 
 
