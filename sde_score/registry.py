@@ -12,10 +12,13 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from importlib import metadata
-from typing import Any
+from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 from sde_score import words
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Callable[..., Any])
 
 
 class SettingError(ValueError):
@@ -84,11 +87,12 @@ def first_line(component: Any) -> str:
     return " ".join((component.__doc__ or "").strip().split("\n\n")[0].split())
 
 
-_OPEN: WeakSet[Registry] = WeakSet()  # to say of what kind a name is that was asked for as another
+_OPEN: WeakSet[Registry[Any]] = WeakSet()  # to say of what kind a name is that was asked for as another
 
 
-class Registry:
-    """The components of one `kind` (a word for messages), optionally open to the entry points of one `group`.
+class Registry(Generic[T]):
+    """The components of one `kind` (a word for messages), objects of type T, optionally open to the entry points of one
+    `group`.
 
     Components are classes or functions, and are made by calling them, or their class method called `make`.
     """
@@ -97,17 +101,17 @@ class Registry:
         self.kind = kind
         self.group = group
         self.make = make
-        self._components: dict[str, Callable[..., Any]] = {}
+        self._components: dict[str, Callable[..., T]] = {}
         if group is not None:
             _OPEN.add(self)
 
-    def register(self, name: str | None = None) -> Callable[[Any], Any]:
+    def register(self, name: str | None = None) -> Callable[[C], C]:
         """Decorator that registers a class or a factory function, under `name` or its own name.
 
         Raises `ValueError` when the name is taken by another component: nothing is ever replaced in silence.
         """
 
-        def add(component: Any) -> Any:
+        def add(component: C) -> C:
             key = name or component.__name__
             known = self._components.get(key)
             if known is not None and (known.__module__, known.__qualname__) != (
@@ -130,7 +134,7 @@ class Registry:
         """All known names, those of entry points included (which are not imported for it)."""
         return sorted(set(self._components) | set(self._entry_points()))
 
-    def get(self, name: str) -> Callable[..., Any]:
+    def get(self, name: str) -> Callable[..., T]:
         """The component called `name`. Raises `SettingError`, a `ValueError`, that says what to write instead."""
         if name in self._components:
             return self._components[name]
@@ -160,11 +164,11 @@ class Registry:
                 return f" There is a {other.kind} {name!r}: write {flag}.{known}"
         return suggest(name, self.names())
 
-    def _maker(self, name: str) -> Callable[..., Any]:
+    def _maker(self, name: str) -> Callable[..., T]:
         component = self.get(name)
         return component if self.make is None else getattr(component, self.make)
 
-    def build(self, spec: Any, *args: Any, **context: Any) -> Any:
+    def build(self, spec: str | T, *args: Any, **context: Any) -> T:
         """Make the component that `spec` describes: `component(*args, **arguments)`.
 
         `context` offers values for constructor parameters that the spec leaves open; what the constructor does not name

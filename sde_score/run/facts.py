@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 import sde_score
 from sde_score.config import differences, from_json, identity, merge, to_json
@@ -28,6 +30,13 @@ from sde_score.sdes import SDE, PriorGap, prior_gap
 from sde_score.sdes.prior import FEWEST
 from sde_score.tensors import SampleNoise
 from sde_score.training import distributed
+
+Setting = str | bool | int | float | None
+"""A value of a key of the configuration."""
+
+Array = Tensor | np.ndarray
+Data = DataSplits | Array | tuple[Array, Array] | tuple[Array, Mapping[str, Array]]
+"""Data given in Python; see `as_splits`."""
 
 PRIOR_SAMPLES, PRIOR_NUMBERS = 2048, 2**24  # at most so many samples, and numbers, are compared with the prior
 PRIOR_STREAM = 0x9121  # a word that keeps this noise apart from that of training
@@ -74,7 +83,7 @@ def saved_state(run: RunFacts) -> dict[str, Any]:
     return {"config": run.config.to_dict(), "info": run.info.to_dict(), "prior": prior}
 
 
-def as_splits(data: Any) -> DataSplits:
+def as_splits(data: Data) -> DataSplits:
     """Data given in Python: `DataSplits`, an array `(N, *)`, or a pair: `(x, y)` with labels, `(x, cond)` with a
     mapping of conditions."""
     if isinstance(data, DataSplits):

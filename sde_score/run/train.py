@@ -132,6 +132,7 @@ def train(
     *,
     overwrite: bool = False,
     data: Any = None,
+    loaded: DataSplits | None = None,
     plugins: Iterable[str] | None = None,
 ) -> tuple[Run, TrainResult]:
     """Train the model of a configuration in a run directory, or go on where it stopped.
@@ -142,6 +143,7 @@ def train(
         overwrite: delete a run that is there and begin anew.
         data: use these data instead of those of section `data` (from Python): `DataSplits`, an array `(N, *)`, or a
             pair, `(x, y)` with labels or `(x, cond)` with a mapping of conditions.
+        loaded: the data of section `data`, where they have been loaded already.
         plugins: which of the configuration's plug-ins the user has named; the others must be trusted. None: all of
             them, as in a configuration of one's own.
 
@@ -166,7 +168,7 @@ def train(
     check_likelihood(config, sde)
     with distributed.processes(config.device) as device, _workdir_held(config, workdir, overwrite):
         distributed.barrier()
-        data = as_splits(data) if data is not None else build_data(config)
+        data = as_splits(data) if data is not None else build_data(config) if loaded is None else loaded
         codec = build_codec(config, data)
         torch.manual_seed(config.seed)  # the initial weights
         run = RunFacts.assemble(config, data.info, codec, workdir, device, sde=sde)
