@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_score.data.info import DataInfo
-from sde_score.registry import Registry
+from sde_score.registry import Registry, SettingError
 
 DATASETS: Registry[DataSplits] = Registry("dataset", group="sde_score.datasets")
 """Functions `(**settings) -> DataSplits`. Settings named root, image_size, channels, holdout, download, on_error,
@@ -344,7 +344,7 @@ def load_dataset(
             splits = DATASETS.build(spec, **context)
         except ValueError as error:
             if str(error).startswith("Unknown dataset"):
-                raise ValueError(
+                raise SettingError(
                     f"{error} For data of your own give a path: './my_images', './images.zip', './array.npz'."
                 ) from None
             raise
@@ -361,12 +361,12 @@ def _check_facts(info: DataInfo, spec: str, image_size: int | Sequence[int] | No
     if info.kind != "image":
         return
     if image_size is not None and "image_size" not in spec and info.shape[1:] != size_pair(image_size):
-        raise ValueError(
+        raise SettingError(
             f"The images of {info.name} are {info.shape[1]}x{info.shape[2]}; image_size={image_size} is not available. "
             "Leave it out."
         )
     if channels is not None and "channels" not in spec and info.channels != channels:
-        raise ValueError(
+        raise SettingError(
             f"The images of {info.name} have {info.channels} channel(s); channels={channels} is not available. Leave "
             "it out."
         )

@@ -23,6 +23,7 @@ from sde_score.config import differences, from_json, identity, merge, to_json
 from sde_score.data import Batch, Codec, DataInfo, DataSplits, from_arrays
 from sde_score.files import write_bytes
 from sde_score.models import ScoreModel
+from sde_score.registry import SettingError
 from sde_score.run.build import build_data, build_model, told_conditions
 from sde_score.run.plugins import code_of
 from sde_score.score import Score
@@ -227,15 +228,39 @@ class RunFacts:
         return self.model.score_fn(**cond)
 
 
+class Contradiction(SettingError):
+    """A configuration that makes another run than the one it is for.
+
+    Args:
+        what: what contradicts, as a sentence's beginning.
+        pairs: by key the value of the run, and that asked for.
+        advice: what to do, in whole sentences.
+    """
+
+    def __init__(self, what: str, pairs: Mapping[str, tuple[Any, Any]], advice: str) -> None:
+        self.what, self.pairs = what, dict(pairs)
+        rows = [("key", "run", "asked for"), *((f"config.{key}", repr(a), repr(b)) for key, (a, b) in pairs.items())]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        table = "".join(f"\n  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
+        if len(rows) == 2:
+            super().__init__(f"{what}: {rows[1][0]} is {rows[1][1]} there, {rows[1][2]} asked for. {advice}")
+        else:
+            super().__init__(f"{what}. {advice}{table}")
+
+    def advised(self, advice: str) -> Contradiction:
+        """The same with other advice."""
+        return Contradiction(self.what, self.pairs, advice)
+
+
 def check_same_run(saved: ConfigDict, asked: ConfigDict, what: str) -> None:
-    """Refuse a configuration that contradicts the run's own, naming both values."""
-    contradictions = {k: v for k, v in differences(saved, asked).items() if identity(k)}
-    if contradictions:
-        there = "in it" if what.startswith("The checkpoint") else "in the run"
-        lines = "; ".join(
-            f"config.{key} is {old!r} {there}, {new!r} asked for" for key, (old, new) in contradictions.items()
-        )
-        raise ValueError(
-            f"{what} contradicts {'the run' if there == 'in it' else 'the run directory'}: {lines}. Leave these flags "
-            "out, or choose another --workdir (or --overwrite when training)."
+    """Raise `Contradiction`, a `ValueError`, for a configuration that contradicts the run's own: a table of keys with
+    both values.
+    """
+    pairs = {key: values for key, values in differences(saved, asked).items() if identity(key)}
+    if pairs:
+        place = "run" if what.startswith("The checkpoint") else "run directory"
+        raise Contradiction(
+            f"{what} contradicts the {place}",
+            pairs,
+            "Leave these settings out, or choose another --workdir (or --overwrite when training).",
         )
