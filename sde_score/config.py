@@ -49,12 +49,13 @@ def default_config() -> ConfigDict:
     model.conditions = ()  # names of further conditions of the data that it is told, such as ("angle",)
 
     config.data = data = ConfigDict()
-    data.name = "digits"  # a registered set, or a path: folder or .zip of images, .npy or .npz
+    data.name = "digits"  # a registered set, or a path: folder, .zip or .tar of images, .npy or .npz
     data.root = placeholder(str)  # where downloads lie; default $SDE_SCORE_DATA or ./datasets
-    data.image_size = placeholder(int)
+    data.image_size = placeholder(object)  # a number, or (height, width)
     data.channels = placeholder(int)
     data.holdout = placeholder(float)  # share kept for testing where there is no official split
     data.on_error = placeholder(str)  # a broken image: "raise" or "skip"
+    data.frames = placeholder(str)  # of a file that holds several images: "first" or "all"
     data.download = placeholder(bool)
     data.centered = True  # images scaled to [-1, 1]; False: [0, 1]
     data.uniform_dequantization = True
@@ -130,11 +131,17 @@ def _above(low: float) -> tuple[str, Callable[[float], bool]]:
     return f"above {low}", lambda value: value > low
 
 
+def _is_size(value: Any) -> bool:
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    whole = all(isinstance(n, numbers.Integral) and not isinstance(n, bool) and 1 <= n <= 10**12 for n in pair)
+    return len(pair) == 2 and whole
+
+
 # The values that each number may have, in words and as a test. (Those of components are the components' own.)
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "seed": ("at least 0 and below 2**63", lambda value: 0 <= value < 2**63),
     "model.ema_rate": ("at least 0 and below 1", lambda value: 0 <= value < 1),
-    "data.image_size": _at_least(1),
+    "data.image_size": ("a whole number of at least 1, or two: (height, width)", _is_size),
     "data.channels": _at_least(1),
     "data.holdout": ("above 0 and below 1", lambda value: 0 < value < 1),
     "data.workers": _at_least(0),
@@ -182,8 +189,11 @@ def _checked(key: str, value: Any, kind: type) -> Any:
     }.get(kind, isinstance(value, kind))
     words, test = RANGES.get(key, ("", lambda value: True))
     if not fits or not test(value):
-        wanted = f"{_KINDS.get(kind, kind.__name__)}{words and ', '}{words}"
+        kinds = "" if kind is object else _KINDS.get(kind, kind.__name__)
+        wanted = ", ".join(filter(None, (kinds, words)))
         raise ValueError(f"config.{key}={_shown(value)} cannot be: it must be {wanted}.")
+    if kind is object:
+        return tuple(value) if isinstance(value, list) else value
     return kind(value) if kind in _KINDS else value
 
 

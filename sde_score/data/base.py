@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from sde_score.data.info import DataInfo
+from sde_score.data.sources import ARCHIVES
 from sde_score.registry import Registry
 from sde_score.tensors import mix_seed
 
 DATASETS = Registry("dataset", group="sde_score.datasets")
 """Functions `(**settings) -> DataSplits`. Settings named root, image_size, channels, holdout, download, on_error,
-layout, max_pixels or memory_gb are offered by `load_dataset`."""
+frames, layout, max_pixels or memory_gb are offered by `load_dataset`."""
 
 MAX_PIXELS = 2**26
 """Pixels of one image that are decoded, by default: 8192 x 8192."""
@@ -47,6 +48,7 @@ class Split(ABC):
     """One part of a data set, read by sample numbers."""
 
     name: str = "data"
+    names: Sequence[str] | None = None  # of the samples, where they have some: files of images, for example
 
     @abstractmethod
     def __len__(self) -> int:
@@ -121,6 +123,8 @@ class Subset(Split):
 
     def __init__(self, split: Split, indices: Tensor, *, name: str = "data") -> None:
         self.split, self.indices, self.name = split, indices, name
+        if split.names is not None:
+            self.names = [split.names[i] for i in indices.tolist()]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -132,12 +136,14 @@ class Subset(Split):
 
 @dataclass
 class DataSplits:
-    """A data set: its training part, its held-out part, the facts about it, and the exact law where it is known."""
+    """A data set: its training part, its held-out part, the facts about it, the exact law where it is known, and a
+    validation part where it comes with one."""
 
     train: Split
     test: Split
     info: DataInfo
     law: Any = None
+    val: Split | None = None
 
 
 def chunks_of(n: int, size: int, numbers: int = 2**20) -> Iterator[range]:
@@ -206,7 +212,7 @@ def data_root(root: str | os.PathLike | None) -> Path:
 
 def size_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
     """`image_size` as (height, width): one number means square."""
-    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    pair = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
         raise ValueError(f"`image_size` is a positive number, or a (height, width) pair of them; got {image_size!r}.")
     return pair
@@ -220,18 +226,19 @@ def _looks_like_path(spec: str) -> bool:
     text = spec.strip()
     if text.startswith(("/", ".", "~")) or re.match(r"[A-Za-z]:[\\/]", text):
         return True
-    if text.lower().endswith((".zip", *ARRAY_SUFFIXES)) or any(mark in text.partition("(")[0] for mark in "/\\"):
+    if text.lower().endswith((*ARCHIVES, *ARRAY_SUFFIXES)) or any(mark in text.partition("(")[0] for mark in "/\\"):
         return True
     return text.partition("(")[0].strip() not in DATASETS.names() and Path(text).is_dir()
 
 
 def _from_path(text: str, **context: Any) -> DataSplits:
-    """The data set at a bare path: an array file, or a folder or zip of images."""
+    """The data set at a bare path: an array file, or a folder, zip or tar of images."""
     path = Path(text.strip()).expanduser()
     suffix = path.suffix.lower()
-    if path.exists() and not path.is_dir() and suffix not in (".zip", *ARRAY_SUFFIXES):
+    if path.exists() and not path.is_dir() and not path.name.lower().endswith((*ARCHIVES, *ARRAY_SUFFIXES)):
         raise ValueError(
-            f"Cannot read {str(path)!r} as a data set. Give a folder or a .zip of images, or a .npy or .npz array."
+            f"Cannot read {str(path)!r} as a data set. Give a folder, a .zip or a .tar of images, or a .npy or .npz "
+            "array."
         )
     name = "array" if suffix in ARRAY_SUFFIXES and not path.is_dir() else "folder"
     # The path goes in as a value: no character in it can be mistaken for spec syntax.
@@ -247,6 +254,7 @@ def load_dataset(
     holdout: float | None = None,
     download: bool | None = None,
     on_error: str | None = None,
+    frames: str | None = None,
     layout: str | None = None,
     max_pixels: int | None = None,
     memory_gb: float | None = None,
@@ -255,14 +263,15 @@ def load_dataset(
 
     Args:
         spec: a registered name with settings (`"digits"`, `"mixture_grid(side=5)"`, `"folder(path='./cats',
-            on_error='skip')"`), or a bare path: a folder or .zip of images, a .npy or .npz array. A `DataSplits` is
-            returned as it is.
+            on_error='skip')"`), or a bare path: a folder, .zip or .tar of images, a .npy or .npz array. A
+            `DataSplits` is returned as it is.
         root: folder of downloaded data sets; default: the environment variable SDE_SCORE_DATA, or `./datasets`.
         image_size: a number or (height, width) to which images are cropped and resized.
         channels: 1 or 3; by default what the data have.
         holdout: fraction kept for testing where there is no official test split.
         download: whether a missing data set may be fetched.
         on_error: `"raise"` or `"skip"`: what to do about a broken image.
+        frames: `"first"` or `"all"`: what to take of a file that holds several images.
         layout: order of an array's axes, for example `"NHWC"`.
         max_pixels: images of more pixels than these are refused before they are decoded; default 2^26.
         memory_gb: how much decoded data may be kept in memory.
@@ -285,6 +294,7 @@ def load_dataset(
         holdout=holdout,
         download=download,
         on_error=on_error,
+        frames=frames,
         layout=layout,
         max_pixels=max_pixels,
         memory_gb=memory_gb,
