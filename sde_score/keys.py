@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,12 @@ def _below_one(low: str) -> Limits:
 
 def _one_of(*texts: str) -> Limits:
     return f"{', '.join(map(repr, texts[:-1]))} or {texts[-1]!r}", lambda value: value in texts
+
+
+def _is_size(value: Any) -> bool:
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    whole = all(isinstance(n, numbers.Integral) and not isinstance(n, bool) and 1 <= n <= 10**12 for n in pair)
+    return len(pair) == 2 and whole
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,18 @@ KEYS: dict[str, Key] = {
     "model.class_conditional": Key(False, "the network is told `y`, the class"),
     "model.conditions": Key((), "names of further conditions of the data that it is told, such as ('angle',)"),
     "data.name": Key(
-        "digits", "a registered set, or a path: folder or .zip of images, .npy or .npz", component="datasets"
+        "digits", "a registered set, or a path: folder, .zip or .tar of images, .npy or .npz", component="datasets"
     ),
     "data.root": Key(str, "where downloads lie; default $SDE_SCORE_DATA or ./datasets"),
-    "data.image_size": Key(int, "images are cropped and resized to so many pixels", _at_least(1)),
+    "data.image_size": Key(
+        object,
+        "images are cropped and resized to so many pixels: a number, or (height, width)",
+        ("a whole number of at least 1, or two: (height, width)", _is_size),
+    ),
     "data.channels": Key(int, "1 or 3; default: as the images are", _at_least(1)),
     "data.holdout": Key(float, "share kept for testing where there is no official split", _below_one("above")),
     "data.on_error": Key(str, "what to do about a broken image", _one_of("raise", "skip")),
+    "data.frames": Key(str, "of a file that holds several images", _one_of("first", "all")),
     "data.download": Key(bool, "whether a missing data set may be fetched"),
     "data.centered": Key(True, "images scaled to [-1, 1]; False: [0, 1]"),
     "data.uniform_dequantization": Key(True, "uniform noise within a grey level, which gives images a density"),

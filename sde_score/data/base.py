@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from sde_score.data.info import DataInfo
+from sde_score.data.sources import ARCHIVES
 from sde_score.registry import Registry, SettingError
 
 DATASETS: Registry[DataSplits] = Registry("dataset", group="sde_score.datasets")
 """Functions `(**settings) -> DataSplits`. Settings named root, image_size, channels, holdout, download, on_error,
-layout, max_pixels or memory_gb are offered by `load_dataset`."""
+frames, layout, max_pixels or memory_gb are offered by `load_dataset`."""
 
 MAX_PIXELS = 2**26
 """Pixels of one image that are decoded, by default: 8192 x 8192."""
@@ -60,8 +61,8 @@ class Split(ABC):
         """The samples `indices` (int64, in range), as `(x, cond)`."""
 
     def __getitem__(self, indices: Tensor | Sequence[int] | slice) -> Batch:
-        """The samples `indices: (B,)`: `x: (B, *)` in uint8 (levels) or float32, float64, their conditions as `Condition`
-        describes them, and as positions their numbers."""
+        """The samples `indices: (B,)`: `x: (B, *)` in uint8 (levels), float32 or float64, their conditions as
+        `Condition` describes them, and as positions their numbers."""
         if isinstance(indices, slice):
             indices = range(*indices.indices(len(self)))
         if isinstance(indices, int):
@@ -253,7 +254,7 @@ def data_root(root: str | os.PathLike | None) -> Path:
 
 def size_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
     """`image_size` as (height, width): one number means square."""
-    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    pair = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
         raise ValueError(f"`image_size` is a positive number, or a (height, width) pair of them; got {image_size!r}.")
     return pair
@@ -267,18 +268,19 @@ def _looks_like_path(spec: str) -> bool:
     text = spec.strip()
     if text.startswith(("/", ".", "~")) or re.match(r"[A-Za-z]:[\\/]", text):
         return True
-    if text.lower().endswith((".zip", *ARRAY_SUFFIXES)) or any(mark in text.partition("(")[0] for mark in "/\\"):
+    if text.lower().endswith((*ARCHIVES, *ARRAY_SUFFIXES)) or any(mark in text.partition("(")[0] for mark in "/\\"):
         return True
     return text.partition("(")[0].strip() not in DATASETS.names() and Path(text).is_dir()
 
 
 def _from_path(text: str, **context: Any) -> DataSplits:
-    """The data set at a bare path: an array file, or a folder or zip of images."""
+    """The data set at a bare path: an array file, or a folder, zip or tar of images."""
     path = Path(text.strip()).expanduser()
     suffix = path.suffix.lower()
-    if path.exists() and not path.is_dir() and suffix not in (".zip", *ARRAY_SUFFIXES):
+    if path.exists() and not path.is_dir() and not path.name.lower().endswith((*ARCHIVES, *ARRAY_SUFFIXES)):
         raise ValueError(
-            f"Cannot read {str(path)!r} as a data set. Give a folder or a .zip of images, or a .npy or .npz array."
+            f"Cannot read {str(path)!r} as a data set. Give a folder, a .zip or a .tar of images, or a .npy or .npz "
+            "array."
         )
     name = "array" if suffix in ARRAY_SUFFIXES and not path.is_dir() else "folder"
     # The path goes in as a value: no character in it can be mistaken for spec syntax.
@@ -294,6 +296,7 @@ def load_dataset(
     holdout: float | None = None,
     download: bool | None = None,
     on_error: str | None = None,
+    frames: str | None = None,
     layout: str | None = None,
     max_pixels: int | None = None,
     memory_gb: float | None = None,
@@ -302,14 +305,15 @@ def load_dataset(
 
     Args:
         spec: a registered name with settings (`"digits"`, `"mixture_grid(side=5)"`, `"folder(path='./cats',
-            on_error='skip')"`), or a bare path: a folder or .zip of images, a .npy or .npz array. A `DataSplits` is
-            returned as it is.
+            on_error='skip')"`), or a bare path: a folder, .zip or .tar of images, a .npy or .npz array. A
+            `DataSplits` is returned as it is.
         root: folder of downloaded data sets; default: the environment variable SDE_SCORE_DATA, or `./datasets`.
         image_size: a number or (height, width) to which images are cropped and resized.
         channels: 1 or 3; by default what the data have.
         holdout: fraction kept for testing where there is no official test split.
         download: whether a missing data set may be fetched.
         on_error: `"raise"` or `"skip"`: what to do about a broken image.
+        frames: `"first"` or `"all"`: what to take of a file that holds several images.
         layout: order of an array's axes, for example `"NHWC"`.
         max_pixels: images of more pixels than these are refused before they are decoded; default 2^26.
         memory_gb: how much decoded data may be kept in memory.
@@ -332,6 +336,7 @@ def load_dataset(
         holdout=holdout,
         download=download,
         on_error=on_error,
+        frames=frames,
         layout=layout,
         max_pixels=max_pixels,
         memory_gb=memory_gb,
