@@ -97,6 +97,9 @@ def check_same_sources(saved: Mapping[str, Any], run: RunFacts) -> None:
     """
     before, now = saved.get("data"), run.fingerprint
     way_out = "go on with what the run began with, or choose another --workdir (or --overwrite, to begin anew)"
+    shapes = [tuple(saved["info"]["shape"]), run.info.shape]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"This run began with samples of shape {shapes[0]}, not {shapes[1]}. Please {way_out}.")
     if before and now and before != now:
         raise ValueError(f"The data have changed since this run began: {_changed(before, now)}. Please {way_out}.")
     code = code_of(run.config.plugins)

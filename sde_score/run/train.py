@@ -178,7 +178,9 @@ def train(
     with distributed.processes(config.device) as device, _workdir_held(config, workdir, overwrite):
         distributed.barrier()
         data = as_splits(data) if data is not None else build_data(config) if loaded is None else loaded
-        begun = load_checkpoint(workdir) if list_checkpoints(workdir / "checkpoints") else None
+        begun = None
+        if list_checkpoints(workdir / "checkpoints"):
+            begun = load_checkpoint(workdir, say=lambda message: None)  # the trainer says what is wrong with which file
         codec = build_codec(config, data) if begun is None else load_codec(config.data.codec, begun.codec)
         torch.manual_seed(config.seed)  # the initial weights
         run = RunFacts.assemble(config, data.info, codec, workdir, device, sde=sde)
