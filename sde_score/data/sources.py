@@ -178,7 +178,7 @@ class Tar(Source):
             self._keep(limit, memory)
 
     def _members(self) -> dict[str, tarfile.TarInfo]:
-        """The regular files by name; of two of one name the later. A hard link is the file that it is another name of."""
+        """The regular files by name; of two of one name the later. A hard link is the file that it names once more."""
         found: dict[str, tarfile.TarInfo] = {}
         for member in self.archive:
             name = str(PurePosixPath(member.name))
