@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from sde_score.cli.arguments import chosen_config, parse
 from sde_score.data import BrokenImage, load_dataset
 from sde_score.data.images import _split_of_names
 from sde_score.data.sources import Tar, walk
+from sde_score.run import build_data
 
 
 def grey(value, size=(5, 4)):
@@ -384,3 +386,20 @@ def test_a_hard_link_is_a_file_of_its_own(tmp_path):
     save(tmp_path / "a.png", 1)
     os.link(tmp_path / "a.png", tmp_path / "b.png")
     assert all_values(quietly(str(tmp_path))) == [1, 1]
+
+
+# From the command line.
+
+
+def test_the_sizes_and_frames_that_messages_advise_can_be_typed(tmp_path):
+    for k, size in enumerate(((60, 50), (40, 70))):
+        grey(k, size).save(tmp_path / f"{k}.png")
+    with pytest.raises(ValueError, match=r'--config.data.image_size="\(48, 80\)"'):
+        load_dataset(str(tmp_path))
+    flags = [f"--config.data.name={tmp_path}", "--config.data.image_size=(20, 28)", "--config.data.frames=all"]
+    config = chosen_config(parse("train", ["--config=images", *flags], lambda values: None))
+    assert build_data(config).info.shape == (1, 20, 28)
+    for text, words in (("(0, 3)", "positive number"), ("20x28", "positive number")):
+        config.data.image_size = text if "x" in text else (0, 3)
+        with pytest.raises(ValueError, match=f"config.data: `image_size` is a {words}"):
+            build_data(config)
