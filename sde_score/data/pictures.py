@@ -94,6 +94,20 @@ def _transparent_value(image: Image) -> int | tuple[int, ...] | None:
     return key * scale if isinstance(key, int) else key
 
 
+def _fourth_bytes(image: Image) -> np.ndarray | None:
+    """The alpha `(H, W)` that many programs, Pillow too, keep in the fourth byte of a BMP's pixels, which the format
+    calls unused and Pillow does not read; `None` where there is none, or all are 0."""
+    tile = next(iter(getattr(image, "tile", ())), None)
+    if image.format not in ("BMP", "DIB") or tile is None or tile[3][0] != "BGRX" or image.info["compression"] != 0:
+        return None
+    (width, height), (_, stride, direction) = image.size, tile[3]
+    image.fp.seek(tile[2])
+    raw = np.frombuffer(image.fp.read(stride * height), np.uint8)
+    if len(raw) < stride * height or not (alpha := raw.reshape(height, stride)[:, 3 : 4 * width : 4]).any():
+        return None
+    return alpha[::direction]
+
+
 def _on_white(values: np.ndarray, alpha: np.ndarray, premultiplied: bool = False) -> np.ndarray:
     """uint8 `(H, W)` or `(H, W, 3)` laid on white: v a + 1 - a, or v + 1 - a where it is stored multiplied."""
     alpha = (alpha if values.ndim == 2 else alpha[..., None]).astype(np.uint16)
@@ -111,7 +125,7 @@ def _values_and_alpha(image: Image, key: int | tuple[int, ...] | None) -> tuple[
         image = image.convert("RGBA" if image.mode == "PA" or image.has_transparency_data else "RGB")
     elif image.mode == "1":
         image = image.convert("L")
-    elif image.mode not in ("L", "LA", "La", "RGB", "RGBA", "RGBa"):  # CMYK, YCbCr, LAB, HSV; of RGBX the X is nothing
+    elif image.mode not in ("L", "LA", "La", "RGB", "RGBA", "RGBa"):  # CMYK, YCbCr, HSV; of RGBX the X is nothing
         image = image.convert("RGB")
     values = np.asarray(image)
     if image.mode in ("LA", "La"):
@@ -136,16 +150,19 @@ def decode(image: Image, levels: int | None = None, undeclared: int | None = Non
         undeclared: how many those have whose file does not say (32 bits, signed). By default the values tell, see
             `levels_of`.
 
-    Raises `ValueError` for floating-point and negative numbers, and where nothing tells which number is white.
+    Raises `ValueError` for floating-point and negative numbers, for L*a*b*, and where nothing tells which number is
+    white.
     """
     from PIL import Image, ImageOps
 
-    key = _transparent_value(image)
+    key, alpha = _transparent_value(image), _fourth_bytes(image)
     image.load()  # only now are size, mode and orientation what they are: decoders may change all three
     tags = getattr(image, "tag_v2", {})
     if image.mode == "F" or (image.mode == "L" and tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED):
         kind = "floating-point" if image.mode == "F" else "signed"
         raise ValueError(f"holds {kind} values; save such data as a .npy array and use `array(path=...)`")
+    if image.mode == "LAB":
+        raise ValueError("holds L*a*b* colours of an unknown white. Convert it to RGB")
     if _is_deep(image):
         stored = _integers(image)
         white = levels - 1 if levels else _white(image)
@@ -154,9 +171,10 @@ def decode(image: Image, levels: int | None = None, undeclared: int | None = Non
         values = _eight_bits(stored, white)
         if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
             values = 255 - values
-        alpha = None if key is None else np.where(stored == key, 0, 255)
+        alpha = alpha if key is None else np.where(stored == key, 0, 255)
     else:
-        values, alpha = _values_and_alpha(image, key)
+        values, declared = _values_and_alpha(image, key)
+        alpha = alpha if declared is None else declared
     if alpha is not None:
         values = _on_white(values, alpha, premultiplied=image.mode in ("La", "RGBa"))
     plain = Image.fromarray(np.ascontiguousarray(values))

@@ -14,6 +14,9 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+M = TypeVar("M")
 
 SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm",
@@ -133,6 +136,19 @@ class Folder(Source):
 # --- archives: read where they lie; nothing is ever extracted to the disk, so names in them can lead nowhere
 
 
+def _relative(name: str) -> str:
+    """A member's name without what would lead out of the archive; some programs write the other slash."""
+    return "/".join(part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", ".."))
+
+
+def _unpacked(members: dict[str, M]) -> dict[str, M]:
+    """Members by their names below the folder that was packed, if it was one: as if it were read itself."""
+    tops = {name.partition("/")[0] for name in members if not _is_hidden(name)}
+    if len(tops) != 1 or not all("/" in name for name in members if not _is_hidden(name)):
+        return members
+    return {name.partition("/")[2] if not _is_hidden(name) else name: member for name, member in members.items()}
+
+
 class Zip(Source):
     """The images in a zip archive."""
 
@@ -142,8 +158,8 @@ class Zip(Source):
             self.archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
             raise ValueError(f"Cannot open {str(path)!r} as a zip archive: {error}. Is the file complete?") from error
-        # some programs write the other slash, which would hide the folders
-        self.members = {name.replace("\\", "/"): name for name in self.archive.namelist() if name[-1:] not in "/\\"}
+        files = [name for name in self.archive.namelist() if name[-1:] not in "/\\"]
+        self.members = _unpacked({_relative(name): name for name in files})
         self._sort(self.members)
         self.lock = threading.Lock()
 
@@ -163,36 +179,41 @@ class Tar(Source):
     """
 
     def __init__(self, path: Path, limit: int, memory: float) -> None:
-        self.path, self.lock = path, threading.Lock()
-        self.kept: dict[str, bytes] | None = None
-        try:
-            self.archive = tarfile.open(path)  # noqa: SIM115 - it stays open
-            members = self._members()
-        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(f"Cannot open {str(path)!r} as a tar archive: {error}. Is the file complete?") from error
-        self._sort(members)
-        self.members = {name: members[name] for name in self.names}
+        self.path = path
         with open(path, "rb") as file:
             packed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
-        if packed:
-            self._keep(limit, memory)
+        try:
+            with tarfile.open(path) as archive:
+                members = _unpacked(self._members(archive))
+                self._sort(members)
+                self.members = {name: members[name] for name in self.names}
+                self.kept = self._keep(archive, limit, memory) if packed else {}
+        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            reason = str(error).partition(":\n")[0]
+            raise ValueError(f"Cannot open {str(path)!r} as a tar archive: {reason}. Is the file complete?") from error
 
-    def _members(self) -> dict[str, tarfile.TarInfo]:
-        """The regular files by name; of two of one name the later. A hard link is the file it is another name of."""
+    @staticmethod
+    def _members(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+        """The regular files by name; of two of one name the later. A hard link is the file that it names once more."""
         found: dict[str, tarfile.TarInfo] = {}
-        for member in self.archive:
-            name = str(PurePosixPath(member.name))
+        for member in archive:
             if member.isreg():
-                found[name] = member
-            elif member.islnk() and (target := found.get(str(PurePosixPath(member.linkname)))) is not None:
-                found[name] = target
-        file = self.archive.fileobj
-        file.seek(self.archive.offset)
-        if file.read(512) != bytes(512):  # tarfile itself says nothing where a header is cut or missing
+                found[_relative(member.name)] = member
+            elif member.islnk() and (target := found.get(_relative(member.linkname))) is not None:
+                found[_relative(member.name)] = target
+        # tarfile says nothing where the archive is cut between two files, or goes on after its end
+        file = archive.fileobj
+        file.seek(archive.offset)
+        mark = file.read(512)
+        if mark != bytes(512):
             raise tarfile.ReadError("it ends without the mark that ends an archive")
+        while rest := file.read(2**20):  # to the end, where a compressed one has its checksum
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("something follows its end; unpack it and give the folder")
         return found
 
-    def _keep(self, limit: int, memory: float) -> None:
+    def _keep(self, archive: tarfile.TarFile, limit: int, memory: float) -> dict[int, bytes]:
+        """The files by their places in the archive."""
         wanted = {member.offset_data: member for member in self.members.values() if member.size <= limit}
         total = sum(member.size for member in wanted.values())
         if total > memory:
@@ -201,19 +222,21 @@ class Tar(Source):
                 f"memory: at most memory_gb={memory / 2**30:g} are. Unpack it, or make a plain .tar or a .zip of it, "
                 f"which are read image by image; or raise it with --config.data.memory_gb={total / 2**30 + 0.1:.1f}."
             )
-        self.kept = {}
-        for place in sorted(wanted):  # in the order of the file: going back would unpack all of it again
-            self.kept[place] = self.archive.extractfile(wanted[place]).read()
+        # in the order of the file: going back would unpack all of it again
+        return {place: archive.extractfile(wanted[place]).read() for place in sorted(wanted)}
 
     def size(self, name: str) -> int:
         return self.members[name].size
 
     def read(self, name: str) -> bytes:
         member = self.members[name]
-        if self.kept is not None:
+        if member.offset_data in self.kept:
             return self.kept[member.offset_data]
-        with self.lock:
-            return self.archive.extractfile(member).read()
+        if member.issparse():
+            raise ValueError("is stored with holes. Pack it without --sparse")
+        with open(self.path, "rb") as file:
+            file.seek(member.offset_data)
+            return file.read(member.size)
 
 
 def open_source(path: str | os.PathLike, limit: int = 2**30, memory: float = 2**31) -> Source:
@@ -239,7 +262,8 @@ def open_source(path: str | os.PathLike, limit: int = 2**30, memory: float = 2**
     else:
         source = Zip(where) if name.endswith(".zip") else Tar(where, limit, memory)
     if not source.names:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in source.others.most_common(6))
+        common = sorted(source.others.items(), key=lambda item: (-item[1], item[0]))[:6]
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in common)
         raise ValueError(
             f"There are no images in {str(path)!r}: {source.others.total()} file(s) seen{kinds and f' ({kinds})'}, "
             f"none of them {', '.join(SUFFIXES)}."
