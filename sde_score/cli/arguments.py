@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -55,8 +55,11 @@ def _config_of(argv: list[str]) -> tuple[ConfigDict | None, list[str]]:
     if len(named) > 1:
         raise UsageError(f"--config is given {len(named)} times: {', '.join(named)}")
     workdirs = _take(argv, "workdir")[0]
-    config = None
-    if named:
+    config, paths = None, _take(argv, "data")[0]
+    if paths:
+        begun = "--overwrite" not in argv and bool(workdirs) and (Path(workdirs[-1]) / "config.json").is_file()
+        config = _config_for_data(paths[-1], named, workdirs[-1] if begun else None)
+    elif named:
         try:
             config = load_config(named[0])
         except FileNotFoundError as error:
@@ -70,6 +73,40 @@ def _config_of(argv: list[str]) -> tuple[ConfigDict | None, list[str]]:
     for path in overrides:
         _check_key(config, path)
     return config, rest
+
+
+def _config_for_data(path: str, named: list[str], workdir: str | None) -> ConfigDict:
+    """For `--data=PATH`: the configuration of the run in `workdir`, or else the defaults with that path, from which one
+    will be chosen."""
+    from sde_score.config import default_config, read_run
+
+    if named:
+        raise UsageError(
+            f"--data={path} chooses a configuration from the data, --config={named[0]} names one. Leave one of them "
+            f"out, or write --config={named[0]} --config.data.name={path}"
+        )
+    if workdir is not None:
+        config = read_run(workdir)
+        if Path(config.data.name).resolve() != Path(path).expanduser().resolve():
+            raise UsageError(
+                f"the run in {workdir} is trained on {config.data.name}, not on {path}; choose another --workdir"
+            )
+        return config
+    config = default_config()
+    config.data.name = str(Path(path).expanduser())
+    return config
+
+
+def given_keys(argv: list[str], config: ConfigDict) -> dict[str, Any]:
+    """The keys that a line sets, `--config.SECTION.KEY=...`, as nested mappings with their values."""
+    found: dict[str, Any] = {}
+    for path in [m[1] for m in (re.match(r"--?(?:no)?config\.([^=]+)", word) for word in argv) if m]:
+        *sections, key = path.split(".")
+        place, section = found, config
+        for name in sections:
+            place, section = place.setdefault(name, {}), section[name]
+        place[key] = section[key]
+    return found
 
 
 def _check_key(config: ConfigDict, path: str) -> None:

@@ -10,7 +10,17 @@ from pathlib import Path
 
 from absl import flags
 
-from sde_score.cli.arguments import UsageError, chosen_config, command, finish, need_run, parse, run_flags
+from sde_score.cli.arguments import (
+    UsageError,
+    chosen_config,
+    command,
+    finish,
+    given_keys,
+    need_run,
+    parse,
+    run_flags,
+)
+from sde_score.config import is_run
 
 
 @command("train")
@@ -20,18 +30,31 @@ def train(argv: list[str]) -> None:
     def define(values):
         flags.DEFINE_string("workdir", None, "the run directory", flag_values=values)
         flags.DEFINE_bool("overwrite", False, "delete the run that is there and begin anew", flag_values=values)
+        flags.DEFINE_string(
+            "data", None, "data of your own, from which the configuration is chosen: a path", flag_values=values
+        )
+        flags.DEFINE_float("minutes", None, "how long to train, at most", lower_bound=1e-3, flag_values=values)
 
     values = parse("train", argv, define)
     if values.workdir is None:
         raise UsageError("--workdir=DIR is missing: where the run is kept")
     config = chosen_config(values)
     if config is None:
-        raise UsageError("--config is missing, e.g. --config=digits or --config=my_config.py")
+        raise UsageError(
+            "what to train on is missing: --data=PATH for data of your own, or a configuration, e.g. --config=digits "
+            "or --config=my_config.py"
+        )
     from sde_score.run import train as run_train
+    from sde_score.run.automatic import fitting
     from sde_score.run.report import write_run_report
     from sde_score.training import distributed
 
-    run, result = run_train(config, values.workdir, overwrite=values.overwrite, plugins=values.plugin)
+    if values.minutes is not None:
+        config.training.max_seconds = 60 * values.minutes
+    data = None
+    if values.data is not None and (values.overwrite or not is_run(values.workdir)):
+        config, data = fitting(config, given_keys(argv, config), minutes=values.minutes, plugins=values.plugin)
+    run, result = run_train(config, values.workdir, overwrite=values.overwrite, loaded=data, plugins=values.plugin)
     if not distributed.launched_as_main():
         return
     report = write_run_report(run)

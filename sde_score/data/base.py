@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sde_score.data.info import DataInfo
 from sde_score.data.sources import ARCHIVES
-from sde_score.registry import Registry
-from sde_score.tensors import mix_seed
+from sde_score.registry import Registry, SettingError
 
-DATASETS = Registry("dataset", group="sde_score.datasets")
+DATASETS: Registry[DataSplits] = Registry("dataset", group="sde_score.datasets")
 """Functions `(**settings) -> DataSplits`. Settings named root, image_size, channels, holdout, download, on_error,
 frames, layout, max_pixels or memory_gb are offered by `load_dataset`."""
 
@@ -59,8 +61,8 @@ class Split(ABC):
         """The samples `indices` (int64, in range), as `(x, cond)`."""
 
     def __getitem__(self, indices: Tensor | Sequence[int] | slice) -> Batch:
-        """The samples `indices: (B,)`: `x: (B, *)` in uint8 (levels) or float32, their conditions as `Condition`
-        describes them, and as positions their numbers."""
+        """The samples `indices: (B,)`: `x: (B, *)` in uint8 (levels), float32 or float64, their conditions as
+        `Condition` describes them, and as positions their numbers."""
         if isinstance(indices, slice):
             indices = range(*indices.indices(len(self)))
         if isinstance(indices, int):
@@ -75,6 +77,18 @@ class Split(ABC):
             )
         return Batch(*self._read(indices), indices)
 
+    def keys(self, indices: Sequence[int]) -> list[bytes]:
+        """What each of the samples `indices` is known by, whatever its number: its name where it has one, or else its
+        values, as little-endian bytes in C order, without conditions."""
+        if self.names is not None:
+            return [self.names[i].encode("utf-8", "surrogateescape") for i in indices]
+        return [row.tobytes() for row in _little_endian(self[indices].x)]
+
+
+def _little_endian(x: Tensor) -> np.ndarray:
+    values = x.contiguous().numpy()
+    return values.astype(values.dtype.newbyteorder("<"), copy=False)
+
 
 def _checked(cond: Mapping[str, Tensor] | None, n: int) -> dict[str, Tensor]:
     """Conditions of `n` samples."""
@@ -88,11 +102,11 @@ def _checked(cond: Mapping[str, Tensor] | None, n: int) -> dict[str, Tensor]:
 
 
 class TensorSplit(Split):
-    """Samples in memory: `x: (N, *)` in uint8 or float32, and their conditions, each `(N, *)`."""
+    """Samples in memory: `x: (N, *)` in uint8, float32 or float64, and their conditions, each `(N, *)`."""
 
     def __init__(self, x: Tensor, cond: Mapping[str, Tensor] | None = None, *, name: str = "data") -> None:
-        if x.dtype not in (torch.uint8, torch.float32):
-            raise TypeError(f"`TensorSplit(x)` holds uint8 levels or float32 values; got {x.dtype}.")
+        if x.dtype not in (torch.uint8, torch.float32, torch.float64):
+            raise TypeError(f"`TensorSplit(x)` holds uint8 levels, float32 or float64 values; got {x.dtype}.")
         self.x, self.cond, self.name = x, _checked(cond, len(x)), name
 
     def __len__(self) -> int:
@@ -145,6 +159,23 @@ class DataSplits:
     law: Any = None
     val: Split | None = None
 
+    def fingerprint(self, numbers: int = 2**20) -> dict[str, Any]:
+        """What tells these data from others, the same on every machine: `{"train": n, "test": m, "digest": hex}`.
+
+        The digest is of shape, levels and samples with their conditions: of all samples of a part of at most so many
+        `numbers`, otherwise of as many as have that many, at least 16, evenly spread. Samples drawn from a known law
+        are not looked at: they are what their name and settings say, and differ in a last digit between machines.
+        """
+        digest = blake2b(json.dumps([self.info.shape, self.info.levels]).encode(), digest_size=16)
+        for split in (self.train, self.test) if self.law is None else ():
+            count = min(len(split), max(16, numbers // self.info.dim))
+            chosen = torch.arange(count) * (len(split) - 1) // max(1, count - 1)
+            for chunk in chunks_of(count, self.info.dim):
+                batch = split[chosen[chunk.start : chunk.stop]]
+                for values in (batch.x, *(batch.cond[name] for name in sorted(batch.cond))):
+                    digest.update(_little_endian(values).tobytes())
+        return {"train": len(self.train), "test": len(self.test), "digest": digest.hexdigest()}
+
 
 def chunks_of(n: int, size: int, numbers: int = 2**20) -> Iterator[range]:
     """0 .. n - 1 in ranges, each of samples with about `numbers` numbers in all; `size` of them per sample."""
@@ -180,28 +211,39 @@ def statistics(split: Split, *, numbers: int = 2**20) -> tuple[Tensor, Tensor]:
     return mean[0], std[0]
 
 
-def hold_out(n: int, holdout: float, *, seed: int = 0, what: str = "the data") -> tuple[Tensor, Tensor]:
-    """Numbers of the training and of the held-out samples: the last `holdout` of a fixed permutation of `n`.
+def hold_out(keys: Iterable[bytes], holdout: float, *, what: str = "the data") -> tuple[Tensor, Tensor]:
+    """Numbers of the training and of the held-out items, both ascending; `keys` are what the items are known by.
 
-    Both ascending, and the same on every machine and in every run for the same `n`.
+    An item is held out if a fixed hash of its key falls into the lowest `holdout` of the hash's range: about that share
+    of them, the same on every machine, and none changes sides when others come or go. Equal keys stay together. If all
+    fall on one side, the item nearest to the border, with those equal to it, goes to the other. Raises `ValueError` for
+    fewer than two items, or a `holdout` that is no fraction.
     """
     if not 0 < holdout < 1:
         raise ValueError(
             f"`holdout` is the fraction of samples kept for testing, between 0 and 1; got {holdout}. Example: "
             "holdout=0.1."
         )
+    places = np.fromiter((int.from_bytes(blake2b(key, digest_size=8).digest(), "little") for key in keys), np.uint64)
+    n = len(places)
     if n < 2:
         raise ValueError(
             f"{what} has {n} sample{'s' * (n != 1)}: at least two are needed, one to train on and one to hold out."
         )
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(mix_seed(seed, n)))
-    held = min(max(1, round(n * holdout)), n - 1)
-    return order[: n - held].sort().values, order[n - held :].sort().values
+    held = places < np.uint64(min(int(holdout * 2.0**64), 2**64 - 1))
+    if held.all() or not held.any():
+        nearest = places == (places.max() if held.all() else places.min())
+        if nearest.all():  # one item, n times over
+            nearest = np.arange(n) == 0
+        held ^= nearest
+    return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
 
 
 def split_off(split: Split, holdout: float, *, name: str) -> tuple[Subset, Subset]:
-    """A training and a held-out part by `hold_out`."""
-    train, test = hold_out(len(split), holdout, what=name)
+    """A training and a held-out part by `hold_out`; samples are read in chunks where they are known by their values."""
+    size = split[[0]].x.numel() if len(split) and split.names is None else 1
+    keys = (key for chunk in chunks_of(len(split), size) for key in split.keys(chunk))
+    train, test = hold_out(keys, holdout, what=name)
     return Subset(split, train, name=f"{name}/train"), Subset(split, test, name=f"{name}/test")
 
 
@@ -307,7 +349,7 @@ def load_dataset(
             splits = DATASETS.build(spec, **context)
         except ValueError as error:
             if str(error).startswith("Unknown dataset"):
-                raise ValueError(
+                raise SettingError(
                     f"{error} For data of your own give a path: './my_images', './images.zip', './array.npz'."
                 ) from None
             raise
@@ -324,12 +366,12 @@ def _check_facts(info: DataInfo, spec: str, image_size: int | Sequence[int] | No
     if info.kind != "image":
         return
     if image_size is not None and "image_size" not in spec and info.shape[1:] != size_pair(image_size):
-        raise ValueError(
+        raise SettingError(
             f"The images of {info.name} are {info.shape[1]}x{info.shape[2]}; image_size={image_size} is not available. "
             "Leave it out."
         )
     if channels is not None and "channels" not in spec and info.channels != channels:
-        raise ValueError(
+        raise SettingError(
             f"The images of {info.name} have {info.channels} channel(s); channels={channels} is not available. Leave "
             "it out."
         )

@@ -3,7 +3,6 @@ file."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from sde_score.data.base import (
     Split,
     Subset,
     TensorSplit,
+    hold_out,
     size_pair,
 )
 from sde_score.data.info import Condition, DataInfo
@@ -193,21 +193,12 @@ def _make_split(
 
 
 def _split_of_names(names: Sequence[str], holdout: float, what: str) -> list[str]:
-    """The part of each image, `train` or `test`, by a fixed hash of its name: no image changes sides when others come
-    or go."""
-    if not 0 < holdout < 1:
-        raise ValueError(
-            f"`holdout` is the fraction of samples kept for testing, between 0 and 1; got {holdout}. Example: "
-            "holdout=0.1."
-        )
-    if len(names) < 2:
-        raise ValueError(f"{what} has 1 sample: at least two are needed, one to train on and one to hold out.")
-    keys = [name.encode("utf-8", "surrogateescape") for name in names]
-    places = [int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64 for key in keys]
-    held = {k for k, place in enumerate(places) if place < holdout} or {places.index(min(places))}
-    if len(held) == len(names):
-        held.remove(places.index(max(places)))
-    return ["test" if k in held else "train" for k in range(len(names))]
+    """The part of each image, `train` or `test`, by its name; see `hold_out`."""
+    _, held = hold_out((name.encode("utf-8", "surrogateescape") for name in names), holdout, what=what)
+    parts = ["train"] * len(names)
+    for k in held.tolist():
+        parts[k] = "test"
+    return parts
 
 
 def _assemble(

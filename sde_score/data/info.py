@@ -23,6 +23,13 @@ CONDITIONS = {
 }
 
 
+def _is_integer(text: str) -> bool:
+    try:
+        return float(text).is_integer()
+    except ValueError:
+        return False
+
+
 def kind_of_shape(shape: Sequence[int]) -> str:
     """The kind of sample a shape without the batch axis stands for: `(D,)`, `(C, L)`, `(C, H, W)` or `(C, D, H, W)`."""
     if not 1 <= len(shape) <= 4:
@@ -46,7 +53,8 @@ class Condition:
         kind: one of the above.
         shape: of one sample's values, without the batch axis; filled in for a class and for labels.
         num: how many classes, labels or tokens there are.
-        names: theirs, in the order of their numbers.
+        names: theirs, in the order of their numbers. The classes of a data set are those that occur: where its own
+            labels are not 0 .. num - 1, they are the names, written as text: `("1", "64")`, `("cat", "dog")`.
     """
 
     kind: str = "class"
@@ -78,30 +86,70 @@ class Condition:
             raise ValueError(f"`Condition(names=...)` must name all of {self.num}; got {len(self.names)} names.")
 
     @classmethod
-    def of(cls, values: Tensor, name: str = "a condition") -> Condition:
+    def of(cls, values: Tensor | Sequence[str], name: str = "a condition") -> Condition:
         """What `values` of shape `(N, *)` describe, where their type and their axes tell.
 
-        Integers `(N,)` or `(N, 1)` are classes, `(N, L)` tokens; booleans `(N, K)` are labels; real numbers `(N,)` and
-        `(N, K)` are vectors, `(N, L, K)` sequences; four axes are images. Raises `ValueError` otherwise.
+        Integers and booleans `(N,)` or `(N, 1)` and text are classes, those that occur; integers `(N, L)` are tokens;
+        booleans `(N, K)` are labels; real numbers `(N,)` and `(N, K)` are vectors, `(N, L, K)` sequences; four axes are
+        images. Raises `ValueError` otherwise.
         """
+        if not isinstance(values, Tensor):
+            return cls._of_labels(values)
         real, shape = values.is_floating_point(), tuple(values.shape[1:])
         if len(values) and len(shape) <= 3 and not values.is_complex():
             if len(shape) == 3 and (real or values.dtype == torch.uint8):
                 return cls("image", shape)
             if real:
                 return cls("sequence", shape) if len(shape) == 2 else cls("vector", shape or (1,))
+            if shape in ((), (1,)):
+                return cls._of_labels(values.unique().tolist())
             if values.dtype == torch.bool and len(shape) == 1:
                 return cls("labels", num=shape[0])
-            if len(shape) <= 1 and values.dtype != torch.bool:
-                num = int(values.max()) + 1
-                return cls("class", num=num) if shape in ((), (1,)) else cls("sequence", shape, num)
+            if len(shape) == 1 and values.dtype != torch.bool:
+                return cls("sequence", shape, int(values.max()) + 1)
         raise ValueError(
             f"{name} holds {values.dtype} of shape {tuple(values.shape)}, which is no kind of condition. There are: "
             f"{'; '.join(f'{kind}: {what}' for kind, what in CONDITIONS.items())}."
         )
 
-    def convert(self, values: Tensor, n: int, name: str = "a condition") -> Tensor:
-        """`values` for `n` samples in the type that the table gives. Raises `ValueError` where they do not fit."""
+    @classmethod
+    def _of_labels(cls, labels: Sequence[int | str]) -> Condition:
+        """The classes that occur among `labels`: integers in their order, text in that of its letters."""
+        found = sorted(set(labels))
+        return cls("class", num=len(found), names=None if found == [*range(len(found))] else tuple(map(str, found)))
+
+    def numbers(self, labels: Sequence[int | str] | Tensor) -> Tensor:
+        """The numbers `(N,)` of classes, int64, by the user's own labels: `"64"` or 64, `"cat"`; where names are words,
+        also by number.
+
+        Raises `ValueError` for a label that is no class, with the nearest and all there are.
+        """
+        if self.kind != "class":
+            raise ValueError(f"A condition of kind {self.kind!r} holds {CONDITIONS[self.kind]}: it has no classes.")
+        own = self.names or tuple(map(str, range(self.num)))
+        known = {name: number for number, name in enumerate(own)}
+        if not any(_is_integer(name) for name in own):
+            known = {str(number): number for number in range(self.num)} | known
+        found = []
+        for label in labels.tolist() if isinstance(labels, Tensor) else labels:
+            text = str(label)
+            if text not in known and _is_integer(text):  # 7.0 and "07" are 7
+                text = str(int(float(text)))
+            if text not in known:
+                raise ValueError(f"There is no class {label!r}.{suggest(text, own)}")
+            found.append(known[text])
+        return torch.tensor(found, dtype=torch.int64)
+
+    def convert(self, values: Tensor | Sequence[str], n: int, name: str = "a condition") -> Tensor:
+        """`values` for `n` samples, as the user has them, in the type that the table gives: labels become the numbers
+        of their classes. Raises `ValueError` where they do not fit."""
+        if not isinstance(values, Tensor):
+            if self.kind != "class" or len(values) != n:
+                raise ValueError(
+                    f"{name} must hold {CONDITIONS[self.kind]}, here of shape {(n, *self.shape)}; got {len(values)} "
+                    "texts."
+                )
+            return self._look_up(values, name)
         if values.ndim == len(self.shape) + 2 and values.shape[-1] == 1:  # (N, 1) classes
             values = values[..., 0]
         elif self.shape == (1,) and values.ndim == 1:
@@ -112,6 +160,8 @@ class Condition:
                 f"{name} must hold {CONDITIONS[self.kind]}, here of shape {(n, *self.shape)}; got {values.dtype} "
                 f"{tuple(values.shape)}."
             )
+        if self.kind == "class" and self.names is not None:
+            return self._look_up(values, name)
         if integers or self.kind == "labels":
             low, high = (float(values.min()), float(values.max())) if len(values) else (0, 0)
             top = self.num - 1 if integers else 1
@@ -125,6 +175,20 @@ class Condition:
             first = tuple((~torch.isfinite(values)).nonzero()[0].tolist())
             raise ValueError(f"{name} is not finite, first at index {first}: {values[first].item()}.")
         return values
+
+    def _look_up(self, labels: Tensor | Sequence[str], name: str) -> Tensor:
+        """`numbers`, for many labels of few values."""
+        if isinstance(labels, Tensor):
+            own, places = labels.unique(return_inverse=True)
+            own = own.tolist()
+        else:
+            own = sorted(set(labels))
+            number = {label: k for k, label in enumerate(own)}
+            places = torch.tensor([number[label] for label in labels], dtype=torch.int64)
+        try:
+            return self.numbers(own)[places]
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Condition:
@@ -143,6 +207,9 @@ class DataInfo:
             for continuous data.
         kind: `"vector"`, `"series"`, `"image"` or `"volume"`; read from the shape when left out.
         conditions: what is known of each sample besides, by name; `y` is the class.
+        columns: what the numbers of a vector, or the channels, are called.
+        range: what pictures of continuous data show as black and as white, in the data's units: the 0.5 % and 99.5 %
+            quantiles of (a fixed part of) the training data.
     """
 
     name: str
@@ -150,6 +217,8 @@ class DataInfo:
     levels: int | None = None
     kind: str = ""
     conditions: Mapping[str, Condition] = field(default_factory=dict)
+    columns: tuple[str, ...] | None = None
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
@@ -165,6 +234,21 @@ class DataInfo:
             raise ValueError(
                 f"`DataInfo(levels=...)` must be between 2 and 256, or None for continuous data; got {self.levels}."
             )
+        if self.columns is not None:
+            object.__setattr__(self, "columns", tuple(self.columns))
+            if len(self.columns) != self.channels:
+                raise ValueError(
+                    f"`DataInfo(columns=...)` must name the {self.channels} numbers or channels of a sample; got "
+                    f"{len(self.columns)} names."
+                )
+        if self.range is not None:
+            low, high = self.range
+            object.__setattr__(self, "range", (float(low), float(high)))
+            if self.levels is not None or not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    "`DataInfo(range=(low, high))` is for continuous data, with finite low < high; got "
+                    f"{self.range} and levels={self.levels}."
+                )
         for name in self.conditions:
             if not name.isidentifier() or name in ("x", "t"):
                 raise ValueError(

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sde_score.data import DataInfo
 from sde_score.files import write_bytes
+from sde_score.protocols import Constraint
 from sde_score.registry import suggest
 from sde_score.run.build import build_sampler, sampler_settings, told_conditions
 from sde_score.run.facts import RunFacts, provenance, write_json
-from sde_score.sampling import ProgressBar, Sampler, Trajectory, callbacks
+from sde_score.sampling import Callback, ProgressBar, Sampler, Trajectory, callbacks
 from sde_score.score import Score
 from sde_score.sdes import SDE
 from sde_score.tensors import SampleNoise, mix_seed
@@ -91,7 +92,9 @@ def draw(
     batch_size: int,
     device: torch.device,
     progress: bool = False,
-    trajectory: Trajectory | None = None,
+    trajectory: Callback | None = None,
+    constraint: Constraint | None = None,
+    callback: Callback | None = None,
     shared: bool = True,
     decode: Callable[[Tensor], Tensor] = lambda z: z,
 ) -> tuple[Tensor, list[int]]:
@@ -119,8 +122,8 @@ def draw(
         noise = SampleNoise(seed, indices)
         x_T = sde.prior_sampling((len(indices), *shape), noise=noise, device=device, dtype=torch.float32)
         bar = ProgressBar(f"samples {indices.start}-{indices.stop - 1} of {num}") if progress else None
-        watch = callbacks(bar, trajectory if number == 0 else None)
-        result = sampler(score_for(indices), x_T, noise=noise, callback=watch)
+        watch = callbacks(bar, callback, trajectory if number == 0 else None)  # the last one may cut the batch
+        result = sampler(score_for(indices), x_T, noise=noise, constraint=constraint, callback=watch)
         if bar is not None:
             bar.close()
         put(decode(result.x).cpu(), indices)
@@ -149,8 +152,11 @@ def sample(
     num: int = 64,
     *,
     seed: int = 0,
-    labels: list[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     cond: Mapping[str, Tensor] | None = None,
+    sampler: Sampler | None = None,
+    constraint: Constraint | None = None,
+    callback: Callback | None = None,
     progress: bool = False,
     trajectory: bool = False,
     shared: bool = True,
@@ -161,9 +167,12 @@ def sample(
         run: the run.
         num: how many; must be positive.
         seed: sample i is a function of (seed, i), whatever the batch size, the device or the number of processes.
-        labels: classes of a class-conditional model, repeated in turn; default: all in turn.
+        labels: classes of a class-conditional model, by the data's own labels, repeated in turn; default: all in turn.
         cond: other conditions the model is told, by name, each `(n, *)`, repeated in turn; default: those of the
             held-out samples, in their order.
+        sampler: this sampler in the place of that of the configuration.
+        constraint: `(z, moment) -> z` in model space, see `Sampler.__call__`.
+        callback: sees every step, of each chunk of the batch.
         progress: show a bar.
         trajectory: keep some states of the first samples.
         shared: share the work among the processes of a torchrun.
@@ -173,7 +182,11 @@ def sample(
     section = run.config.sampling
     if shared:
         run.warn_of_prior()
-    sampler = build_sampler(run.config, run.sde)
+    settings = {"method": section.method, **sampler_settings(run.config)}
+    if sampler is None:
+        sampler = build_sampler(run.config, run.sde)
+    else:
+        settings = {"method": type(sampler).__name__}
     known = conditions_of(run, num, labels, cond)
     score = run.model.score_fn(compile=section.compile)
 
@@ -194,6 +207,8 @@ def sample(
         device=run.device,
         progress=progress,
         trajectory=None if kept is None else _First(kept),
+        constraint=constraint,
+        callback=callback,
         shared=shared,
         decode=run.codec.to_levels if images else run.codec.decode,
     )
@@ -202,7 +217,7 @@ def sample(
         "seed": seed,
         "step": run.step,
         "sde": run.config.sde,
-        "sampling": {"method": section.method, **sampler_settings(run.config)},
+        "sampling": settings,
         "nfe": max(nfes) if nfes else 0,
         "seconds": round(time.monotonic() - began, 2),
         "provenance": provenance(),
@@ -219,7 +234,7 @@ def sample(
 
 
 def conditions_of(
-    run: RunFacts, num: int, labels: Sequence[int] | None, cond: Mapping[str, Tensor] | None
+    run: RunFacts, num: int, labels: Sequence[int | str] | None, cond: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """What the samples 0 ... num−1 are told, each `(num, *)`; see `sample`."""
     told, given = told_conditions(run.config, run.info), dict(cond or {})
@@ -230,21 +245,19 @@ def conditions_of(
     for name in given:
         if name not in told:
             raise ValueError(f"This model is not told {name!r}.{suggest(name, told)}")
+    conditions = run.info.conditions
+    found = {
+        name: conditions[name].convert(torch.as_tensor(values), len(values), f"The condition {name!r}")
+        for name, values in given.items()
+    }
     if labels:
-        given["y"] = torch.as_tensor(labels)
-        classes = run.info.num_classes
-        if classes and not (0 <= min(labels) and max(labels) < classes):
-            raise ValueError(f"Class labels run from 0 to {classes - 1}; got {list(labels)}.")
+        found["y"] = conditions["y"].numbers(labels)
     elif run.info.num_classes and told == ("y",):
-        given.setdefault("y", torch.arange(run.info.num_classes))
-    if missing := [name for name in told if name not in given]:
+        found.setdefault("y", torch.arange(run.info.num_classes))
+    if missing := [name for name in told if name not in found]:
         held_out = run.data.test[range(min(num, len(run.data.test)))].cond
-        given |= {name: held_out[name] for name in missing}
-    found = {}
-    for name in told:
-        values = torch.as_tensor(given[name])
-        values = run.info.conditions[name].convert(values, len(values), f"The condition {name!r}")
-        found[name] = values[torch.arange(num) % len(values)]
+        found |= {name: held_out[name] for name in missing}
+    found = {name: found[name][torch.arange(num) % len(found[name])] for name in told}
     return found
 
 

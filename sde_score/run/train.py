@@ -13,7 +13,7 @@ import torch
 from ml_collections import ConfigDict
 
 from sde_score.config import from_json, is_run, read_run, to_json, with_plugins
-from sde_score.data import BatchLoader, DataSplits
+from sde_score.data import BatchLoader, DataSplits, load_codec
 from sde_score.files import LOCK, FolderGone, SameFolder, held_alone
 from sde_score.models import ScoreModel
 from sde_score.models.ema import EMA
@@ -31,7 +31,15 @@ from sde_score.run.build import (
     told_conditions,
 )
 from sde_score.run.evaluate import validation_loss
-from sde_score.run.facts import RunFacts, as_splits, check_same_run, provenance, saved_state, write_json
+from sde_score.run.facts import (
+    RunFacts,
+    as_splits,
+    check_same_run,
+    check_same_sources,
+    provenance,
+    saved_state,
+    write_json,
+)
 from sde_score.run.plugins import import_plugins, trust
 from sde_score.run.run import Run, load
 from sde_score.run.sample import sample_action
@@ -49,6 +57,7 @@ from sde_score.training import (
     Trainer,
     TrainResult,
     distributed,
+    load_checkpoint,
 )
 from sde_score.training.checkpoint import list_checkpoints
 
@@ -132,6 +141,7 @@ def train(
     *,
     overwrite: bool = False,
     data: Any = None,
+    loaded: DataSplits | None = None,
     plugins: Iterable[str] | None = None,
 ) -> tuple[Run, TrainResult]:
     """Train the model of a configuration in a run directory, or go on where it stopped.
@@ -142,6 +152,7 @@ def train(
         overwrite: delete a run that is there and begin anew.
         data: use these data instead of those of section `data` (from Python): `DataSplits`, an array `(N, *)`, or a
             pair, `(x, y)` with labels or `(x, cond)` with a mapping of conditions.
+        loaded: the data of section `data`, where they have been loaded already.
         plugins: which of the configuration's plug-ins the user has named; the others must be trusted. None: all of
             them, as in a configuration of one's own.
 
@@ -166,11 +177,16 @@ def train(
     check_likelihood(config, sde)
     with distributed.processes(config.device) as device, _workdir_held(config, workdir, overwrite):
         distributed.barrier()
-        data = as_splits(data) if data is not None else build_data(config)
-        codec = build_codec(config, data)
+        data = as_splits(data) if data is not None else build_data(config) if loaded is None else loaded
+        begun = None
+        if list_checkpoints(workdir / "checkpoints"):
+            begun = load_checkpoint(workdir, say=lambda message: None)  # the trainer says what is wrong with which file
+        codec = build_codec(config, data) if begun is None else load_codec(config.data.codec, begun.codec)
         torch.manual_seed(config.seed)  # the initial weights
         run = RunFacts.assemble(config, data.info, codec, workdir, device, sde=sde)
-        run._data = data
+        run._data, run.fingerprint = data, data.fingerprint()
+        if begun is not None and begun.config:
+            check_same_sources(begun.config, run)
         _check_condition_dropout(config, data, run.model)
         result = _fit(run, objective)
         distributed.barrier()

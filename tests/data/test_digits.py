@@ -48,3 +48,10 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_settings_are_chosen_without_the_test_images():
+    whole, part = load_dataset("digits"), load_dataset("digits(validation=True)")
+    assert (len(part.train), len(part.test)) == (1350, 150)
+    assert torch.equal(torch.cat([part.train[:].x, part.test[:].x]), whole.train[:].x)
+    assert torch.equal(torch.cat([part.train[:].y, part.test[:].y]), whole.train[:].y)

@@ -103,7 +103,7 @@ def test_commands_and_configurations(refused, tmp_path):
     refused("train", "--config=digitz", f"--workdir={tmp_path}", code=2, words=["'digitz'", "'digits'"])
     refused("train", f"--config={tmp_path}/none.py", f"--workdir={tmp_path}", code=2, words=["none.py"])
     refused("train", "--config=digits", code=2, words=["--workdir=DIR is missing"])
-    refused("train", f"--workdir={tmp_path}", code=2, words=["--config is missing"])
+    refused("train", f"--workdir={tmp_path}", code=2, words=["what to train on is missing"])
     refused("train", "--config=digits", "--config=toy2d", code=2, words=["2 times"])
     refused("sample", code=2, words=["--workdir=DIR is missing"])
     refused("list", "sdess", code=2, words=["'sdess'", "'sdes'"])
