@@ -85,15 +85,11 @@ def sample(argv: list[str]) -> None:
         run_flags(values)
         flags.DEFINE_integer("num", 64, "how many", flag_values=values)
         flags.DEFINE_integer("seed", 0, "sample i depends on (seed, i) only", flag_values=values)
-        flags.DEFINE_list("labels", [], "classes of a class-conditional model", flag_values=values)
+        flags.DEFINE_list("labels", [], "classes of a class-conditional model, as the data name them", flag_values=values)
         flags.DEFINE_string("tag", None, "name of the files; default: the method", flag_values=values)
         flags.DEFINE_bool("trajectory", True, "a strip and an animation from noise to data", flag_values=values)
 
     values = parse("sample", argv, define)
-    try:
-        labels = [int(v) for v in values.labels]
-    except ValueError as error:
-        raise UsageError(f"--labels are class numbers, such as --labels=0,1; got {','.join(values.labels)}") from error
     run = need_run(values)
     from sde_score.run.report import write_run_report
     from sde_score.run.sample import sample as run_sample
@@ -105,7 +101,7 @@ def sample(argv: list[str]) -> None:
             run,
             values.num,
             seed=values.seed,
-            labels=labels or None,
+            labels=values.labels or None,
             progress=not values.json,
             trajectory=values.trajectory,
         )

@@ -19,7 +19,7 @@ from sde_score.data.overview import inspect_source
 from sde_score.data.sources import ARCHIVES
 from sde_score.run.build import build_codec, build_data, build_model, build_objective, build_optimizer, build_sde
 from sde_score.run.plugins import import_plugins
-from sde_score.tensors import SampleNoise
+from sde_score.tensors import SampleNoise, to_device
 from sde_score.training import distributed
 
 # Minutes of training where the user names none: what one waits for, and what a GPU makes something of.
@@ -278,7 +278,7 @@ def _measure(config: ConfigDict, data: DataSplits, device: torch.device) -> tupl
         for _ in range(1 + MEASURED):
             began = time.monotonic()
             optimizer.zero_grad()
-            x0 = codec.encode(batch.x.to(device), noise)
+            x0 = codec.encode(to_device(batch.x, device), noise)
             objective(model, x0, noise=noise, **cond).mean().backward()
             optimizer.step()
             _wait(device)

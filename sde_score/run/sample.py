@@ -257,8 +257,7 @@ def conditions_of(
     if missing := [name for name in told if name not in found]:
         held_out = run.data.test[range(min(num, len(run.data.test)))].cond
         found |= {name: held_out[name] for name in missing}
-    found = {name: found[name][torch.arange(num) % len(found[name])] for name in told}
-    return found
+    return {name: found[name][torch.arange(num) % len(found[name])] for name in told}
 
 
 def sampler_tag(run: RunFacts) -> str:
