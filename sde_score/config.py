@@ -77,7 +77,7 @@ def default_config() -> ConfigDict:
     training.log_freq = 100
     training.eval_freq = 5000
     training.eval_samples = 512
-    training.snapshot_freq = 10_000  # sample grids
+    training.snapshot_freq = 10_000  # sample grids, also after the last step; 0: none
     training.snapshot_samples = 64
     training.checkpoint_freq = 5000
     training.keep_checkpoints = 3
@@ -150,7 +150,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "training.eval_freq": _at_least(0),
     "training.eval_samples": _at_least(1),
     "training.snapshot_freq": _at_least(0),
-    "training.snapshot_samples": _at_least(1),
+    "training.snapshot_samples": _at_least(0),
     "training.checkpoint_freq": _at_least(0),
     "training.keep_checkpoints": _at_least(1),
     "optim.lr": _above(0),
