@@ -42,7 +42,7 @@ from sde_score.run.facts import (
 )
 from sde_score.run.plugins import import_plugins, trust
 from sde_score.run.run import Run, load
-from sde_score.run.sample import sample_action
+from sde_score.run.snapshot import Snapshots
 from sde_score.training import (
     Cadence,
     CheckpointStore,
@@ -257,7 +257,8 @@ def _loader(run: RunFacts) -> BatchLoader:
 def _trainer(run: RunFacts, objective: Objective, loader: BatchLoader, say: TextLog | None) -> Trainer:
     """The trainer that sections `training`, `optim` and `model` describe."""
     config, section, optim = run.config, run.config.training, run.config.optim
-    told = told_conditions(config, run.info)
+    told, writers = told_conditions(config, run.info), _writers(run, say)
+    snapshots = Snapshots(run, section.snapshot_samples, config.seed, say=say or print, writers=writers)
 
     def batch(step: int):
         read = loader.batch(step)
@@ -285,12 +286,12 @@ def _trainer(run: RunFacts, objective: Objective, loader: BatchLoader, say: Text
             section.checkpoint_freq,
             [
                 (section.eval_freq, validation_loss(run)),
-                (section.snapshot_freq, sample_action(run, section.snapshot_samples, config.seed)),
+                (section.snapshot_freq, snapshots),
             ],
         ),
         record=Record(
             checkpoints=CheckpointStore(run.workdir, keep=section.keep_checkpoints, say=say or print),
-            writers=_writers(run, say),
+            writers=writers,
             say=say,
             config=saved_state(run),
             codec=run.codec.state_dict(),

@@ -64,7 +64,7 @@ MISSPELT = [
     ("--config.sde=ve(sigma_max=1e38)", 1, ["config.sde", "sigma_max=1e38", "too large for float32"]),
     ("--config.training.max_seconds=-1", 1, ["config.training.max_seconds=-1.0", "above 0"]),
     ("--config.training.checkpoint_freq=-3", 1, ["config.training.checkpoint_freq=-3", "at least 0"]),
-    ("--config.training.snapshot_samples=0", 1, ["config.training.snapshot_samples=0", "at least 1"]),
+    ("--config.training.snapshot_samples=-1", 1, ["config.training.snapshot_samples=-1", "at least 0"]),
     ("--config.optim.warmup=-5", 1, ["config.optim.warmup=-5", "at least 0"]),
     ("--config.optim.lr=-1", 1, ["config.optim.lr=-1.0", "above 0"]),
     ("--config.optim.grad_clip=0", 1, ["config.optim.grad_clip=0.0", "negative for no clipping"]),
