@@ -2,7 +2,17 @@
 
 from sde_score.data import digits, torchvision_sets  # noqa: F401 - they register themselves
 from sde_score.data.arrays import from_arrays
-from sde_score.data.base import DATASETS, Batch, DataSplits, LazySplit, Split, Subset, TensorSplit, load_dataset
+from sde_score.data.base import (
+    DATASETS,
+    Batch,
+    DataSplits,
+    LazySplit,
+    Split,
+    Subset,
+    TensorSplit,
+    load_dataset,
+    settings_of,
+)
 from sde_score.data.codec import CODECS, Codec, Scaler, load_codec
 from sde_score.data.images import BrokenImage
 from sde_score.data.info import Condition, DataInfo
@@ -33,4 +43,5 @@ __all__ = [
     "iterate",
     "load_codec",
     "load_dataset",
+    "settings_of",
 ]

@@ -15,7 +15,7 @@ from sde_score.training import load_checkpoint
 
 def lines_of(workdir):
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "images_per_second")} for line in found]
+    return [{k: v for k, v in line.items() if k not in ("time", "samples_per_second")} for line in found]
 
 
 def test_train_leaves_a_run_directory(digits_run):
