@@ -180,7 +180,7 @@ def parse(
         rest = values(["sde-score", *argv])[1:]
     except flags.UnrecognizedFlagError as error:
         known = {values[n].name for n in values}
-        raise UsageError(_no_flag(name, error.flagname, error.flagvalue or "", known)) from error
+        raise UsageError(_no_flag(name, error.flagname, (error.flagvalue or "").partition("=")[2], known)) from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(" ".join(str(error.args[0] if error.args else error).split())) from error
     if chosen is not None and plugins and (_take(given, "config")[0] or _take(given, "config.plugins")[0]):
