@@ -13,6 +13,7 @@ from sde_score.cli.arguments import (
     UsageError,
     chosen_config,
     command,
+    culprits,
     finish,
     given_keys,
     need_run,
@@ -49,11 +50,21 @@ def train(argv: list[str]) -> None:
     from sde_score.training import distributed
 
     if values.minutes is not None:
+        if "training.max_seconds" in values.given:
+            raise UsageError("--minutes and --config.training.max_seconds say the same; leave one of them out")
         config.training.max_seconds = 60 * values.minutes
     data = None
     if values.data is not None and (values.overwrite or not is_run(values.workdir)):
         config, data = fitting(config, given_keys(argv, config), minutes=values.minutes, plugins=values.plugin)
-    run, result = run_train(config, values.workdir, overwrite=values.overwrite, loaded=data, plugins=values.plugin)
+    with culprits(values):
+        run, result = run_train(
+            config,
+            values.workdir,
+            overwrite=values.overwrite,
+            loaded=data,
+            plugins=values.plugin,
+            given=values.given,
+        )
     if not distributed.launched_as_main():
         return
     report = try_report(run, redraw=True)
@@ -87,9 +98,11 @@ def sample(argv: list[str]) -> None:
 
     def define(values):
         run_flags(values)
-        flags.DEFINE_integer("num", None, "how many; default: 64, of vectors 1000", flag_values=values)
-        flags.DEFINE_integer("seed", 0, "sample i depends on (seed, i) only", flag_values=values)
-        flags.DEFINE_list("labels", [], "classes of a class-conditional model, as the data name them", flag_values=values)
+        flags.DEFINE_integer("num", None, "how many; default: 64, of vectors 1000", lower_bound=1, flag_values=values)
+        flags.DEFINE_integer("seed", 0, "sample i depends on (seed, i) only", lower_bound=0, flag_values=values)
+        flags.DEFINE_list(
+            "labels", [], "classes of a class-conditional model, as the data name them", flag_values=values
+        )
         flags.DEFINE_string("tag", None, "name of the files; default: what the samples are", flag_values=values)
         flags.DEFINE_bool("trajectory", True, "a strip and an animation from noise to data", flag_values=values)
         flags.DEFINE_string("movie", None, "a movie from noise to data: a .gif or .mp4 to write", flag_values=values)
@@ -108,7 +121,7 @@ def sample(argv: list[str]) -> None:
         raise UsageError(f"--{'tag' if 'tag' in str(error) else 'movie'}: {error}") from error
     if values.frames is not None and values.frames < 2:
         raise UsageError(f"--frames must be at least 2; got {values.frames}")
-    run = need_run(values)
+    run = need_run(values, "sample")
     from sde_score.run.report import try_report
     from sde_score.run.results import costs_nothing
     from sde_score.run.sample import TRAJECTORY_FRAMES, save_samples
@@ -150,9 +163,11 @@ def likelihood(argv: list[str]) -> dict | None:
     def define(values):
         run_flags(values)
         flags.DEFINE_enum("split", "test", ["test", "train"], "which data", flag_values=values)
-        flags.DEFINE_integer("num", None, "the first so many samples only", flag_values=values)
-        flags.DEFINE_integer("repeats", 1, "passes with fresh dequantisation", flag_values=values)
-        flags.DEFINE_integer("seed", 0, "of dequantisation and probes", flag_values=values)
+        flags.DEFINE_integer("num", None, "the first so many samples only", lower_bound=1, flag_values=values)
+        flags.DEFINE_integer(
+            "repeats", 1, "passes with fresh dequantisation and probes", lower_bound=1, flag_values=values
+        )
+        flags.DEFINE_integer("seed", 0, "of dequantisation and probes", lower_bound=0, flag_values=values)
         flags.DEFINE_string("per_sample", None, "a .csv or .npz for the values of each sample", flag_values=values)
 
     values = parse("likelihood", argv, define)
@@ -162,7 +177,7 @@ def likelihood(argv: list[str]) -> dict | None:
         table = None if values.per_sample is None else check_table(values.per_sample)
     except ValueError as error:
         raise UsageError(f"--per_sample: {error}") from error
-    run = need_run(values)
+    run = need_run(values, "likelihood")
     from sde_score.run.evaluate import likelihood as run_likelihood
     from sde_score.run.report import try_report
     from sde_score.training import distributed
@@ -205,7 +220,7 @@ def evaluate(argv: list[str]) -> dict | None:
 
     def define(values):
         run_flags(values)
-        flags.DEFINE_integer("seed", 0, "of the samples", flag_values=values)
+        flags.DEFINE_integer("seed", 0, "of the samples", lower_bound=0, flag_values=values)
         flags.DEFINE_string(
             "samples", None, "samples drawn before: a name in the run directory, or an .npz file", flag_values=values
         )
@@ -213,7 +228,7 @@ def evaluate(argv: list[str]) -> dict | None:
     values = parse("evaluate", argv, define)
     if values.samples is not None and values["seed"].present:
         raise UsageError("--seed is that of new samples; --samples are there already: leave one of them out")
-    run = need_run(values)
+    run = need_run(values, "evaluate")
     from sde_score.run.evaluate import evaluate as run_evaluate
     from sde_score.run.report import try_report
     from sde_score.training import distributed
@@ -257,7 +272,7 @@ def evaluation_lines(found: dict) -> list[str]:
 def report(argv: list[str]) -> None:
     """Write report.html of a run anew."""
     values = parse("report", argv, run_flags)
-    run = need_run(values)
+    run = need_run(values, "report")
     from sde_score.run.report import write_run_report
 
     path = str(write_run_report(run))
@@ -278,7 +293,7 @@ def import_checkpoint(argv: list[str]) -> None:
         )
         flags.DEFINE_string("workdir", None, "the run directory to make", flag_values=values)
 
-    values = parse("import", argv, define, config=False)
+    values = parse("import", argv, define, config=False, plugins=False)
     if values.checkpoint is None or values.workdir is None:
         raise UsageError("write --checkpoint=FILE.pth --workdir=DIR")
     from sde_score.run.import_official import import_official
@@ -311,8 +326,8 @@ def export_checkpoint(argv: list[str]) -> None:
 @command("list")
 def list_components(argv: list[str]) -> None:
     """List registered components with their arguments and first line of documentation: sde-score list [KIND]."""
-    kinds = [a for a in argv if not a.startswith("-")]
-    values = parse("list", [a for a in argv if a.startswith("-")], lambda values: None, config=False)
+    values = parse("list", argv, lambda values: None, config=False, loose=True)
+    kinds = values.loose
     from sde_score.run.components import components
     from sde_score.run.plugins import import_plugins
 
@@ -341,8 +356,8 @@ def check(argv: list[str]) -> None:
         flags.DEFINE_string("sde", "vp", "the SDE that predictors, correctors ... are made for", flag_values=values)
         flags.DEFINE_list("skip", [], "names of checks to leave out", flag_values=values)
 
-    names = [a for a in argv if not a.startswith("-")]
-    values = parse("check", [a for a in argv if a.startswith("-")], define, config=False)
+    values = parse("check", argv, define, config=False, loose=True)
+    names = values.loose
     if not names:
         raise UsageError("write what to check, e.g. my_module.py:MySDE or vp")
     from sde_score.run.components import REGISTRIES
@@ -385,7 +400,7 @@ def quickstart(argv: list[str]) -> None:
     def define(values):
         flags.DEFINE_string("workdir", "runs/quickstart", "the run directory", flag_values=values)
 
-    values = parse("quickstart", argv, define, config=False)
+    values = parse("quickstart", argv, define, config=False, plugins=False)
     base = [f"--workdir={values.workdir}"]
     # with --json the words of the parts go to stderr, and only the result to stdout
     folder = Path(values.workdir)

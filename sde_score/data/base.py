@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from sde_score.data.info import DataInfo
 from sde_score.data.sources import ARCHIVES
-from sde_score.registry import Registry, SettingError, suggest
+from sde_score.registry import Registry, SettingError, parse_spec, suggest
 
 DATASETS: Registry[DataSplits] = Registry("dataset", group="sde_score.datasets")
 """Functions `(**settings) -> DataSplits`. Settings named root, image_size, channels, holdout, download, on_error,
@@ -429,3 +430,17 @@ def _check_facts(info: DataInfo, spec: str, image_size: int | Sequence[int] | No
             f"The images of {info.name} have {info.channels} channel(s); channels={channels} is not available. Leave "
             "it out."
         )
+
+
+def settings_of(spec: str) -> tuple[set[str], set[str]]:
+    """The settings of `load_dataset` that the set named by `spec` has, and those that are written inside the spec."""
+    if _looks_like_path(spec):
+        path = Path(spec.strip()).expanduser()
+        pictures = path.is_dir() or re.search(r"\.(zip|tar(\.\w+)?|tgz)$", path.name.lower())
+        name, written = "folder" if pictures else "array", {}
+    else:
+        name, written = parse_spec(spec)
+    parameters = inspect.signature(DATASETS.get(name)).parameters.values()
+    offered = {p.name for p in inspect.signature(load_dataset).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return offered if open_ended else offered & {p.name for p in parameters}, offered & written.keys()

@@ -17,8 +17,8 @@ from sde_score.data import DataInfo
 from sde_score.files import first_line, write_bytes
 from sde_score.metrics.base import data_hash
 from sde_score.protocols import Constraint
-from sde_score.registry import suggest
-from sde_score.run.build import build_sampler, sampler_settings, told_conditions
+from sde_score.registry import SettingError, suggest
+from sde_score.run.build import build_sampler, naming, sampler_settings, told_conditions
 from sde_score.run.facts import RunFacts, provenance, write_json
 from sde_score.run.pictures import column_names, draw_picture, in_units, run_range, save_picture_of, shown_range
 from sde_score.run.results import (
@@ -289,19 +289,20 @@ def conditions_of(
     """What the samples 0 ... num−1 are told, each `(num, *)`; see `sample`."""
     told, given = told_conditions(run.config, run.info), dict(cond or {})
     if labels and "y" not in told:
-        raise ValueError(
+        raise SettingError(
             "This model is not class-conditional: it was trained with config.model.class_conditional=False."
         )
     for name in given:
         if name not in told:
-            raise ValueError(f"This model is not told {name!r}.{suggest(name, told)}")
+            raise SettingError(f"This model is not told {name!r}.{suggest(name, told)}")
     conditions = run.info.conditions
     found = {
         name: conditions[name].convert(torch.as_tensor(values), len(values), f"The condition {name!r}")
         for name, values in given.items()
     }
     if labels:
-        found["y"] = conditions["y"].numbers(labels)
+        with naming("labels"):
+            found["y"] = conditions["y"].numbers(labels)
     elif run.info.num_classes and told == ("y",):
         found.setdefault("y", torch.arange(run.info.num_classes))
     if missing := [name for name in told if name not in found]:

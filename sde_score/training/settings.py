@@ -25,8 +25,8 @@ class StepSettings:
     """How a step of training is worked out.
 
     Args:
-        grad_clip: largest norm of the gradient, c: it is multiplied by min(1, c / (norm + 1e-6)). Negative: no
-            clipping.
+        grad_clip: largest norm of the gradient, c: it is multiplied by min(1, c / (norm + 1e-6)). 0 or
+            less: no clipping.
         micro_batches: a batch is worked off in so many parts, to need less memory.
         precision: "float32", or "bf16" for the inside of the network (`model.network` where there is one) while it
             trains; loss and times stay float32, and so does every evaluation.

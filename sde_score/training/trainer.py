@@ -290,10 +290,10 @@ class Trainer:
     def scale_gradients(self, grad_norm: float, samples: int) -> None:
         """Make of the gradient of the sum that of the mean, and clip it.
 
-        The mean's is multiplied by min(1, c / (norm + 1e-6)), c = `grad_clip`, as published. Negative: no clipping.
+        The mean's is multiplied by min(1, c / (norm + 1e-6)), c = `grad_clip`, as published; 0 or less: no clipping.
         """
         factor = distributed.world_size() / samples
-        if self.settings.grad_clip >= 0:
+        if self.settings.grad_clip > 0:
             factor *= min(1.0, self.settings.grad_clip / (grad_norm + 1e-6))
         torch._foreach_mul_(self.gradients(), factor)
 
@@ -354,7 +354,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "samples": state.samples,
             "skipped": state.skipped,
-            "images_per_second": None if rate is None else round(rate, 2),
+            "samples_per_second": None if rate is None else round(rate, 2),
         }
         for writer in self.writers:
             writer.write(state.step, values)

@@ -16,7 +16,7 @@ from sde_score.training import load_checkpoint
 
 def lines_of(workdir):
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "images_per_second")} for line in found]
+    return [{k: v for k, v in line.items() if k not in ("time", "samples_per_second")} for line in found]
 
 
 def test_train_leaves_a_run_directory(digits_run):
@@ -185,15 +185,24 @@ def test_without_a_command(cli):
 def test_a_contradiction_names_both_values(refused, digits_run, command, flag, old, new):
     before = (digits_run / "config.json").read_bytes()
     key = flag.partition("=")[0]
-    refused(command, f"--workdir={digits_run}", f"--config.{flag}", words=[f"config.{key} is", old, new, "asked for"])
+    words = [f"config.{key} is", old, new, "asked for", f"Leave out --config.{key}"]
+    refused(command, f"--workdir={digits_run}", f"--config.{flag}", code=2, words=words)
     assert (digits_run / "config.json").read_bytes() == before
 
 
 def test_another_configuration_contradicts(refused, toy_config, digits_run):
-    refused("sample", f"--workdir={digits_run}", f"--config={toy_config}", words=["config.data.name is 'digits'"])
+    base = (f"--workdir={digits_run}", f"--config={toy_config}")
+    table = refused("sample", *base, "--config.sde=ve", code=2).splitlines()
+    assert f"Leave out --config.sde. --config={toy_config} brings the others" in table[0]
+    rows = {row.split()[0]: row for row in table[1:]}
+    assert {"key", "config.sde", "config.data.name", "config.model.name", "config.training.batch_size"} <= rows.keys()
+    assert rows["key"].split() == ["key", "run", "asked", "for"] and "'digits'" in rows["config.data.name"]
+    assert rows["config.data.name"].index("'two_moons") == rows["key"].index("asked for")  # a table
+    alone = refused("sample", *base, code=2)
+    assert f"--config={toy_config} brings them: leave it out" in alone and "Leave out" not in alone
 
 
-@pytest.mark.parametrize("flag", ["data.workers=0", "data.root=elsewhere", "training.log_freq=3", "sampling.steps=3"])
+@pytest.mark.parametrize("flag", ["data.workers=0", "training.log_freq=3", "sampling.steps=3"])
 def test_what_may_change(cli, digits_run, tmp_path, flag):
     run = shutil.copytree(digits_run, tmp_path / "run")
     answer = cli("train", f"--workdir={run}", f"--config.{flag}", "--config.training.n_iters=22", "--json")
