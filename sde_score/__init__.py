@@ -6,6 +6,10 @@
 """
 
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sde_score.run.api import load, train
 
 # libgomp reads it when torch is loaded: waiting threads then sleep instead of spinning, which on a crowded machine is
 # ten times faster
@@ -15,7 +19,7 @@ __version__ = "0.1.0"
 __all__ = ["load", "train"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in __all__:  # only now: the command line shows its help without torch
         from sde_score.run import api
 

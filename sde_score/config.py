@@ -8,12 +8,18 @@ import importlib.util
 import json
 import math
 import numbers
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from sde_score import words
+from sde_score.keys import KEYS
+from sde_score.registry import SettingError, suggest
 
 # Keys that decide what a run is: they cannot change once it has begun.
 IDENTITY = ("sde", "model", "data", "seed")
@@ -29,165 +35,71 @@ CONFIG_FOLDERS = (
 
 
 def default_config() -> ConfigDict:
-    """Every section with its defaults. A component is chosen by a spec: `"name"` or `"name(argument=value)"`; its own
-    defaults are its own.
+    """Every section with its defaults; see `sde_score.keys`. A component is chosen by a spec: `"name"` or
+    `"name(argument=value)"`; its own defaults are its own.
 
     `None` means: the component's own default.
     """
     config = ConfigDict()
-    config.seed = 0
-    config.device = "auto"  # cuda, mps or cpu, whichever is there first
-    config.plugins = ()  # modules or .py files to import first: they register the user's own components
-    config.sde = "vp"
-
-    config.model = model = ConfigDict()
-    model.name = "unet"
-    model.parameterization = "edm"
-    model.ema_rate = 0.999
-    model.ema_ramp = True  # short memory at first: min(ema_rate, (1 + n)/(10 + n))
-    model.class_conditional = False  # the network is told `y`, the class
-    model.conditions = ()  # names of further conditions of the data that it is told, such as ("angle",)
-
-    config.data = data = ConfigDict()
-    data.name = "digits"  # a registered set, or a path: folder or .zip of images, .npy or .npz
-    data.root = placeholder(str)  # where downloads lie; default $SDE_SCORE_DATA or ./datasets
-    data.image_size = placeholder(int)
-    data.channels = placeholder(int)
-    data.holdout = placeholder(float)  # share kept for testing where there is no official split
-    data.on_error = placeholder(str)  # a broken image: "raise" or "skip"
-    data.layout = placeholder(str)  # order of an array's axes: "NHWC"
-    data.levels = placeholder(int)  # how many grey levels an array of whole numbers has
-    data.columns = ()  # of a table, by name, or of vectors, by number; (): all
-    data.download = placeholder(bool)
-    data.centered = True  # images scaled to [-1, 1]; False: [0, 1]
-    data.uniform_dequantization = True
-    data.random_flip = False
-    data.workers = 0
-    data.max_pixels = placeholder(int)  # larger images are refused before they are decoded; default 2^26
-    data.memory_gb = placeholder(float)  # how much decoded data may be kept in memory
-    data.codec = "scaler"  # from data to model space and back
-
-    config.training = training = ConfigDict()
-    training.objective = "dsm"
-    training.batch_size = 128
-    training.n_iters = 100_000
-    training.max_seconds = placeholder(float)  # wall-clock cap, earlier parts of a resumed run included
-    training.micro_batches = 1
-    training.condition_dropout = 0.0  # share of samples trained without their conditions; 0.1 if guidance is wanted
-    training.precision = "float32"  # or "bf16"
-    training.compile = False  # the network through torch.compile: the first step takes a minute or more
-    training.max_skips = 20  # steps in a row whose loss or gradient is not finite
-    training.log_freq = 100
-    training.eval_freq = 5000
-    training.eval_samples = 512
-    training.snapshot_freq = 10_000  # sample grids
-    training.snapshot_samples = 64
-    training.checkpoint_freq = 5000
-    training.keep_checkpoints = 3
-    training.tensorboard = True
-
-    config.optim = optim = ConfigDict()
-    optim.name = "adam"
-    optim.lr = 2e-4
-    optim.beta1 = 0.9
-    optim.beta2 = 0.999
-    optim.eps = 1e-8
-    optim.weight_decay = 0.0
-    optim.warmup = 1000
-    optim.published_warmup = False
-    optim.schedule = "constant"  # or "cosine"
-    optim.grad_clip = 1.0
-
-    config.sampling = sampling = ConfigDict()
-    sampling.method = "pc"  # pc, ode, sde
-    sampling.predictor = "reverse_diffusion"
-    sampling.corrector = "none"
-    sampling.solver = placeholder(str)  # of the methods ode and sde
-    sampling.steps = 1000
-    sampling.times = placeholder(str)
-    sampling.t_min = placeholder(float)
-    sampling.denoise = placeholder(str)
-    sampling.batch_size = 64
-    sampling.compile = False  # the network through torch.compile, for runs long enough to pay for it
-
-    config.likelihood = likelihood = ConfigDict()
-    likelihood.solver = "dopri5(rtol=1e-4, atol=1e-4)"
-    likelihood.trace = "hutchinson(probes=1)"
-    likelihood.t_min = placeholder(float)
-    likelihood.space = "data"  # densities in the data's units, or "model": of what the codec makes of the data
-    likelihood.batch_size = 100
-
-    config.evaluation = evaluation = ConfigDict()
-    # a small classifier where there are labels, pixels otherwise; or pixels, random_conv, inception
-    evaluation.features = "auto"
-    evaluation.metrics = ("fd", "kid", "prdc")
-    evaluation.num_samples = 1000
+    for path, key in KEYS.items():
+        section, _, name = path.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict()
+        place = config[section] if section else config
+        place[name] = placeholder(key.default) if isinstance(key.default, type) else key.default
     return config
 
 
-def _at_least(low: float) -> tuple[str, Callable[[float], bool]]:
-    return f"at least {low} and at most 10**12", lambda value: low <= value <= 10**12
-
-
-def _above(low: float) -> tuple[str, Callable[[float], bool]]:
-    return f"above {low}", lambda value: value > low
-
-
-# The values that each number may have, in words and as a test. (Those of components are the components' own.)
-RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "seed": ("at least 0 and below 2**63", lambda value: 0 <= value < 2**63),
-    "model.ema_rate": ("at least 0 and below 1", lambda value: 0 <= value < 1),
-    "data.image_size": _at_least(1),
-    "data.channels": _at_least(1),
-    "data.holdout": ("above 0 and below 1", lambda value: 0 < value < 1),
-    "data.workers": _at_least(0),
-    "data.max_pixels": _at_least(1),
-    "data.memory_gb": _at_least(0),
-    "training.batch_size": _at_least(1),
-    "training.n_iters": _at_least(1),
-    "training.max_seconds": _above(0),
-    "training.micro_batches": _at_least(1),
-    "training.condition_dropout": ("at least 0 and below 1", lambda value: 0 <= value < 1),
-    "training.max_skips": _at_least(1),
-    "training.log_freq": _at_least(1),
-    "training.eval_freq": _at_least(0),
-    "training.eval_samples": _at_least(1),
-    "training.snapshot_freq": _at_least(0),
-    "training.snapshot_samples": _at_least(1),
-    "training.checkpoint_freq": _at_least(0),
-    "training.keep_checkpoints": _at_least(1),
-    "optim.lr": _above(0),
-    "optim.beta1": ("at least 0 and below 1", lambda value: 0 <= value < 1),
-    "optim.beta2": ("at least 0 and below 1", lambda value: 0 <= value < 1),
-    "optim.eps": _above(0),
-    "optim.weight_decay": _at_least(0),
-    "optim.warmup": _at_least(0),
-    "optim.grad_clip": ("above 0, or negative for no clipping", lambda value: value != 0),
-    "sampling.steps": _at_least(1),
-    "sampling.t_min": _at_least(0),
-    "sampling.batch_size": _at_least(1),
-    "likelihood.t_min": _at_least(0),
-    "likelihood.batch_size": _at_least(1),
-    "evaluation.num_samples": _at_least(1),
-}
-TEXTS = ("plugins", "model.conditions", "evaluation.metrics")
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", tuple: "a tuple of texts"}
 
 
-def _checked(key: str, value: Any, kind: type) -> Any:
-    """`value` for a key such as `training.batch_size`, as a `kind`; `ValueError` where it is none or out of range."""
+def checked(key: str, value: Any, kind: type) -> Any:
+    """`value` for a key such as `training.batch_size`, as a `kind`. Raises `SettingError` where it is none, or is not
+    one of those allowed.
+    """
     fits = {
         bool: isinstance(value, bool),
         int: isinstance(value, numbers.Integral) and not isinstance(value, bool),
         float: isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value),
-        tuple: isinstance(value, (tuple, list)) and (key not in TEXTS or all(isinstance(item, str) for item in value)),
+        # of tuples of one's own it is not known what they hold
+        tuple: isinstance(value, (tuple, list)) and (key not in KEYS or all(isinstance(item, str) for item in value)),
         type(None): True,  # a key of one's own that was left open
     }.get(kind, isinstance(value, kind))
-    words, test = RANGES.get(key, ("", lambda value: True))
-    if not fits or not test(value):
-        wanted = f"{_KINDS.get(kind, kind.__name__)}{words and ', '}{words}"
-        raise ValueError(f"config.{key}={_shown(value)} cannot be: it must be {wanted}.")
+    limits = KEYS[key].limits if key in KEYS else None
+    if not fits or (limits and not limits[1](value)):
+        kinds = "" if kind is object else _KINDS.get(kind, kind.__name__)
+        wanted = ", ".join(filter(None, (kinds, limits[0] if limits else "")))
+        raise SettingError(f"config.{key}={_shown(value)} cannot be: it must be {wanted}.{_hint(kind, value)}")
+    if kind is object:
+        return tuple(value) if isinstance(value, list) else value
     return kind(value) if kind in _KINDS else value
+
+
+def _hint(kind: type, value: Any) -> str:
+    """What to write for a text that is no number, but means one."""
+    if not isinstance(value, str):
+        return ""
+    length = re.fullmatch(r"([\d.]+) ?(s|sec|m|min|h|d)\w*", value)
+    if kind in (int, float) and length:
+        seconds = float(length[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[length[2][0]]
+        return f" Seconds are meant: write {seconds:g}."
+    if kind is bool and value.lower() in ("yes", "on", "y", "no", "off", "n"):
+        return f" Write {value.lower() in ('yes', 'on', 'y')}."
+    multiple = re.fullmatch(r"([\d.]+)([kKM])", value)
+    if kind in (int, float) and multiple:
+        return f" Write {float(multiple[1]) * {'k': 1e3, 'K': 1e3, 'M': 1e6}[multiple[2]]:.0f}."
+    return ""
+
+
+def read_value(key: str, text: str, kind: type) -> Any:
+    """The value that `text` stands for, for a key of type bool, int, float or str. Raises as `checked`."""
+    value: Any = text
+    if kind is bool and text.lower() in ("true", "false", "t", "f", "1", "0"):
+        value = text.lower() in ("true", "t", "1")
+    elif kind in (int, float):
+        with suppress(ValueError):
+            value = kind(text)
+    return checked(key, value, kind)
 
 
 def _shown(value: Any) -> str:
@@ -205,23 +117,29 @@ def make_config(**sections: Any) -> ConfigDict:
 
 
 def merge(config: ConfigDict, changes: dict[str, Any], path: str = "config") -> None:
-    """Set keys that exist; `ValueError` names one that does not, or a value that cannot be."""
+    """Set keys that exist; `SettingError` names one that does not, or a value that cannot be."""
     for key, value in changes.items():
         if key not in config:
-            from sde_score.registry import suggest
-
-            raise ValueError(f"There is no key {path}.{key}.{suggest(key, config.keys())}")
+            raise no_key(f"{path}.{key}", config.keys())
         if isinstance(value, dict):
             if not isinstance(config[key], ConfigDict):
-                raise ValueError(f"{path}.{key} is one value, such as {config[key]!r}, not a section; got {value!r}.")
+                raise SettingError(f"{path}.{key} is one value, such as {config[key]!r}, not a section; got {value!r}.")
             merge(config[key], value, f"{path}.{key}")
         elif isinstance(config[key], ConfigDict):
-            raise ValueError(f"{path}.{key} is a section, {{key: value}}; got {_shown(value)}.")
+            raise SettingError(f"{path}.{key} is a section, {{key: value}}; got {_shown(value)}.")
         elif value is None:  # back to the component's own default
             with config.ignore_type():
                 config[key] = None
         else:
-            config[key] = _checked(f"{path}.{key}".removeprefix("config."), value, config.get_type(key))
+            config[key] = checked(f"{path}.{key}".removeprefix("config."), value, config.get_type(key))
+
+
+def no_key(path: str, known: Iterable[str]) -> SettingError:
+    """The error about a key, such as `config.sampling.snr`, that there is none of in a section of `known` keys."""
+    section, _, name = path.removeprefix("config.").rpartition(".")
+    command = {"training": "train", "sampling": "sample", "evaluation": "evaluate"}.get(section, section)
+    near, instead = suggest(name, known), words.for_flag(name, command)
+    return SettingError(f"There is no key {path}.{f' Write {instead}.' if instead else ''}{near}")
 
 
 def to_json(config: ConfigDict) -> str:
@@ -233,7 +151,8 @@ def from_json(text: str, origin: str = "") -> ConfigDict:
     """A configuration written by `to_json`, in the shape of the defaults (tuples, open placeholders); keys of one's own
     are kept.
 
-    Raises `ValueError`, beginning with `origin`, for what is no configuration and for values that cannot be.
+    Raises `SettingError` for what is no configuration and for values that cannot be; with an `origin`, a file that is
+    not the user's own writing, a `ValueError` that begins with it.
     """
     config = default_config()
 
@@ -250,7 +169,7 @@ def from_json(text: str, origin: str = "") -> ConfigDict:
             elif isinstance(section[key], ConfigDict):
                 raise ValueError(f"config.{path}{key} is a section, {{key: value}}; got {_shown(value)}.")
             elif value is not None:
-                section[key] = _checked(f"{path}{key}", value, section.get_type(key))
+                section[key] = checked(f"{path}{key}", value, section.get_type(key))
 
     try:
         values = json.loads(text)
@@ -258,7 +177,7 @@ def from_json(text: str, origin: str = "") -> ConfigDict:
             raise ValueError(f"a configuration is an object of sections; got {_shown(values)}.")
         fill(config, values, "")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{origin}: {error}" if origin else str(error)) from error
+        raise ValueError(f"{origin}: {error}") if origin else SettingError(str(error)) from error
     return config
 
 
@@ -287,6 +206,15 @@ def is_run(workdir: str | Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and {"sde", "model", "data", "training"} <= values.keys()
+
+
+def flat(section: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration, or of changes to one, by key: `{"sampling.steps": 100}`."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        nested = isinstance(value, (ConfigDict, Mapping))
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
 
 
 def differences(a: ConfigDict, b: ConfigDict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -328,12 +256,16 @@ def config_path(name: str) -> Path:
         candidate = folder / f"{name}.py"
         if candidate.is_file():
             return candidate
-    from sde_score.registry import suggest
+    known = config_names()
+    instead = words.CONFIGS.get(words.plainly(name))
+    hint = f" Write {instead}. Known: {', '.join(known)}." if instead else suggest(direct.stem, known)
+    raise FileNotFoundError(f"There is no configuration {name!r}, neither as a file nor by name.{hint}")
 
-    known = {p.stem for folder in CONFIG_FOLDERS if folder.is_dir() for p in folder.glob("[!_]*.py")} - {"common"}
-    raise FileNotFoundError(
-        f"There is no configuration {name!r}, neither as a file nor by name.{suggest(direct.stem, known)}"
-    )
+
+def config_names() -> list[str]:
+    """The names of the configurations that need no path."""
+    found = {p.stem for folder in CONFIG_FOLDERS if folder.is_dir() for p in folder.glob("[!_]*.py")}
+    return sorted(found - {"common"})
 
 
 def load_config(spec: str) -> ConfigDict:

@@ -23,7 +23,7 @@ from sde_score.sdes.base import SDE, require_sde
 from sde_score.solvers import SOLVERS, Solver, solve_ode
 from sde_score.tensors import require_finite
 
-TRACES = Registry("trace estimator", group="sde_score.traces")
+TRACES: Registry[Trace] = Registry("trace estimator", group="sde_score.traces")
 
 
 class Trace(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor
 
 from sde_score.data.info import DataInfo
-from sde_score.registry import Registry, suggest
+from sde_score.data.sources import ARCHIVES
+from sde_score.registry import Registry, SettingError, parse_spec, suggest
 
-DATASETS = Registry("dataset", group="sde_score.datasets")
+DATASETS: Registry[DataSplits] = Registry("dataset", group="sde_score.datasets")
 """Functions `(**settings) -> DataSplits`. Settings named root, image_size, channels, holdout, download, on_error,
-layout, levels, columns, max_pixels or memory_gb are offered by `load_dataset`."""
+frames, layout, levels, columns, max_pixels or memory_gb are offered by `load_dataset`."""
 
 MAX_PIXELS = 2**26
 """Pixels of one image that are decoded, by default: 8192 x 8192."""
@@ -60,7 +62,7 @@ class Split(ABC):
         """The samples `indices` (int64, in range), as `(x, cond)`."""
 
     def __getitem__(self, indices: Tensor | Sequence[int] | slice) -> Batch:
-        """The samples `indices: (B,)`: `x: (B, *)` in uint8 (levels), float32 or float64 (values), their conditions as
+        """The samples `indices: (B,)`: `x: (B, *)` in uint8 (levels), float32 or float64, their conditions as
         `Condition` describes them, and as positions their numbers."""
         if isinstance(indices, slice):
             indices = range(*indices.indices(len(self)))
@@ -298,7 +300,7 @@ def data_root(root: str | os.PathLike | None) -> Path:
 
 def size_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
     """`image_size` as (height, width): one number means square."""
-    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    pair = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
         raise ValueError(f"`image_size` is a positive number, or a (height, width) pair of them; got {image_size!r}.")
     return pair
@@ -313,21 +315,20 @@ def _looks_like_path(spec: str) -> bool:
     text = spec.strip()
     if text.startswith(("/", ".", "~")) or re.match(r"[A-Za-z]:[\\/]", text):
         return True
-    if text.lower().endswith((".zip", *ARRAY_SUFFIXES, *TABLE_SUFFIXES)):
-        return True
-    if any(mark in text.partition("(")[0] for mark in "/\\"):
+    known = (*ARCHIVES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES)
+    if text.lower().endswith(known) or any(mark in text.partition("(")[0] for mark in "/\\"):
         return True
     return text.partition("(")[0].strip() not in DATASETS.names() and Path(text).is_dir()
 
 
 def _from_path(text: str, **context: Any) -> DataSplits:
-    """The data set at a bare path: an array file, a table, or a folder or zip of images."""
+    """The data set at a bare path: an array file, a table, or a folder, zip or tar of images."""
     path = Path(text.strip()).expanduser()
-    suffix = path.suffix.lower()
-    if path.exists() and not path.is_dir() and suffix not in (".zip", *ARRAY_SUFFIXES, *TABLE_SUFFIXES):
+    suffix, known = path.suffix.lower(), (*ARCHIVES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES)
+    if path.exists() and not path.is_dir() and not path.name.lower().endswith(known):
         raise ValueError(
-            f"Cannot read {str(path)!r} as a data set. Give a folder or a .zip of images, a .npy or .npz array, or a "
-            ".csv, .tsv or .parquet table."
+            f"Cannot read {str(path)!r} as a data set. Give a folder, a .zip or a .tar of images, a .npy or .npz "
+            "array, or a .csv, .tsv or .parquet table."
         )
     name = "folder"
     if not path.is_dir() and suffix in ARRAY_SUFFIXES + TABLE_SUFFIXES:
@@ -345,6 +346,7 @@ def load_dataset(
     holdout: float | None = None,
     download: bool | None = None,
     on_error: str | None = None,
+    frames: str | None = None,
     layout: str | None = None,
     levels: int | None = None,
     columns: Sequence[str | int] | None = None,
@@ -355,14 +357,15 @@ def load_dataset(
 
     Args:
         spec: a registered name with settings (`"digits"`, `"mixture_grid(side=5)"`, `"folder(path='./cats',
-            on_error='skip')"`), or a bare path: a folder or .zip of images, a .npy or .npz array, a .csv, .tsv or
-            .parquet table. A `DataSplits` is returned as it is.
+            on_error='skip')"`), or a bare path: a folder, .zip or .tar of images, a .npy or .npz array,
+            a .csv, .tsv or .parquet table. A `DataSplits` is returned as it is.
         root: folder of downloaded data sets; default: the environment variable SDE_SCORE_DATA, or `./datasets`.
         image_size: a number or (height, width) to which images are cropped and resized.
         channels: 1 or 3; by default what the data have.
         holdout: fraction kept for testing where there is no official test split.
         download: whether a missing data set may be fetched.
         on_error: `"raise"` or `"skip"`: what to do about a broken image, or a sample that is not finite.
+        frames: `"first"` or `"all"`: what to take of a file that holds several images.
         layout: order of an array's axes, for example `"NHWC"`.
         levels: how many grey levels an array of whole numbers has.
         columns: the columns of a table, or the numbers of vectors, that are kept: by name, or by number from 0.
@@ -387,6 +390,7 @@ def load_dataset(
         holdout=holdout,
         download=download,
         on_error=on_error,
+        frames=frames,
         layout=layout,
         levels=levels,
         columns=columns or None,
@@ -401,7 +405,7 @@ def load_dataset(
             splits = DATASETS.build(spec, **context)
         except ValueError as error:
             if str(error).startswith("Unknown dataset"):
-                raise ValueError(
+                raise SettingError(
                     f"{error} For data of your own give a path: './my_images', './images.zip', './array.npz'."
                 ) from None
             raise
@@ -418,12 +422,26 @@ def _check_facts(info: DataInfo, spec: str, image_size: int | Sequence[int] | No
     if info.kind != "image":
         return
     if image_size is not None and "image_size" not in spec and info.shape[1:] != size_pair(image_size):
-        raise ValueError(
+        raise SettingError(
             f"The images of {info.name} are {info.shape[1]}x{info.shape[2]}; image_size={image_size} is not available. "
             "Leave it out."
         )
     if channels is not None and "channels" not in spec and info.channels != channels:
-        raise ValueError(
+        raise SettingError(
             f"The images of {info.name} have {info.channels} channel(s); channels={channels} is not available. Leave "
             "it out."
         )
+
+
+def settings_of(spec: str) -> tuple[set[str], set[str]]:
+    """The settings of `load_dataset` that the set named by `spec` has, and those that are written inside the spec."""
+    if _looks_like_path(spec):
+        path = Path(spec.strip()).expanduser()
+        pictures = path.is_dir() or re.search(r"\.(zip|tar(\.\w+)?|tgz)$", path.name.lower())
+        name, written = "folder" if pictures else "array", {}
+    else:
+        name, written = parse_spec(spec)
+    parameters = inspect.signature(DATASETS.get(name)).parameters.values()
+    offered = {p.name for p in inspect.signature(load_dataset).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return offered if open_ended else offered & {p.name for p in parameters}, offered & written.keys()

@@ -19,7 +19,7 @@ from sde_score.tensors import draw_uniform, sum_except_batch
 if TYPE_CHECKING:
     from sde_score.data.base import DataSplits
 
-CODECS = Registry("codec", group="sde_score.codecs", make="fit")
+CODECS: Registry[Codec] = Registry("codec", group="sde_score.codecs", make="fit")
 """Subclasses of `Codec`; a spec's settings go to their class method `fit(data, **settings)`."""
 
 

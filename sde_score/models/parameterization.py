@@ -27,7 +27,7 @@ from sde_score.score import Prediction
 from sde_score.sdes.base import SDE, require_sde
 from sde_score.tensors import expand_like
 
-PARAMETERIZATIONS = Registry("parameterization", group="sde_score.parameterizations")
+PARAMETERIZATIONS: Registry[Parameterization] = Registry("parameterization", group="sde_score.parameterizations")
 
 C_NOISE: dict[str, Callable[[SDE, Tensor], Tensor]] = {
     # ln(std/m): our own default, the same scale for every linear SDE

@@ -12,7 +12,7 @@ from sde_score.score import Score, as_score
 from sde_score.sdes.base import SDE, require_sde
 from sde_score.tensors import mean_except_batch, sum_except_batch
 
-OBJECTIVES = Registry("objective", group="sde_score.objectives")
+OBJECTIVES: Registry[Objective] = Registry("objective", group="sde_score.objectives")
 
 REDUCTIONS = {
     "mean": mean_except_batch,

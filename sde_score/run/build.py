@@ -16,7 +16,7 @@ from sde_score.data import CODECS, Codec, DataInfo, DataSplits, load_dataset
 from sde_score.likelihood import TRACES
 from sde_score.models import MODELS, ScoreModel
 from sde_score.objectives import OBJECTIVES, Objective
-from sde_score.registry import parse_spec, suggest
+from sde_score.registry import SettingError, parse_spec, suggest
 from sde_score.sampling import SAMPLERS, Sampler, make_sampler
 from sde_score.sdes import SDE, SDES
 from sde_score.solvers import SOLVERS
@@ -27,14 +27,17 @@ GIVEN = "given in Python"  # `config.data.name` of a run trained on data that we
 
 
 @contextmanager
-def naming(key: str) -> Iterator[None]:
-    """Say in an error which key of the configuration is to blame."""
+def naming(key: str, *, work: bool = False) -> Iterator[None]:
+    """Say in an error which key of the configuration is to blame: a `SettingError`. With `work` more is done than
+    settings are read, and what is none stays a `ValueError`.
+    """
     try:
         yield
     except (ValueError, TypeError) as error:
-        if type(error) not in (ValueError, TypeError):  # those with a name of their own say it themselves
+        if type(error) not in (ValueError, TypeError, SettingError):  # those with a name of their own say it themselves
             raise
-        raise ValueError(f"{key}: {error}") from error
+        kind = ValueError if work and not isinstance(error, SettingError) else SettingError
+        raise kind(f"{key}: {error}") from error
 
 
 def build_sde(config: ConfigDict) -> SDE:
@@ -57,7 +60,7 @@ def build_data(config: ConfigDict) -> DataSplits:
     """The data of section `data`."""
     data = config.data
     keys = (
-        "root", "image_size", "channels", "holdout", "on_error", "download", "layout", "levels", "columns",
+        "root", "image_size", "channels", "holdout", "on_error", "frames", "download", "layout", "levels", "columns",
         "max_pixels", "memory_gb",
     )  # fmt: skip
     settings = {k: data[k] for k in keys if data[k] is not None}
@@ -65,25 +68,25 @@ def build_data(config: ConfigDict) -> DataSplits:
         raise ValueError(
             "This run was trained on data given in Python. Hand them over again: sde_score.load(workdir, data=...)."
         )
-    with naming("config.data"):
+    with naming("config.data", work=True):
         return load_dataset(data.name, **settings)
 
 
 def build_codec(config: ConfigDict, data: DataSplits) -> Codec:
     """The codec of `config.data.codec`, fitted to the data where it has something to fit."""
     section = config.data
-    with naming("config.data.codec"):
+    with naming("config.data.codec", work=True):
         return CODECS.build(section.codec, data, centered=section.centered, dequantize=section.uniform_dequantization)
 
 
 def told_conditions(config: ConfigDict, info: DataInfo) -> tuple[str, ...]:
     """The names of the conditions that the network is told. Raises `ValueError` for one that the data do not have."""
     if config.model.class_conditional and info.num_classes is None:
-        raise ValueError(f"config.model.class_conditional is True, but the data set {info.name!r} has no labels.")
+        raise SettingError(f"config.model.class_conditional is True, but the data set {info.name!r} has no labels.")
     names = dict.fromkeys((("y",) if config.model.class_conditional else ()) + tuple(config.model.conditions))
     for name in names:
         if name not in info.conditions:
-            raise ValueError(
+            raise SettingError(
                 f"config.model.conditions: the data set {info.name!r} has no condition "
                 f"{name!r}.{suggest(name, info.conditions)}"
             )

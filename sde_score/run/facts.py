@@ -23,7 +23,10 @@ from sde_score.config import differences, from_json, identity, merge, to_json
 from sde_score.data import Batch, Codec, DataInfo, DataSplits, from_arrays
 from sde_score.files import write_bytes
 from sde_score.models import ScoreModel
+from sde_score.registry import SettingError
 from sde_score.run.build import build_data, build_model, told_conditions
+from sde_score.run.plugins import code_of
+from sde_score.run.unused import check_given
 from sde_score.score import Score
 from sde_score.sdes import SDE, PriorGap, prior_gap
 from sde_score.sdes.prior import FEWEST
@@ -79,7 +82,40 @@ def provenance() -> dict[str, str]:
 def saved_state(run: RunFacts) -> dict[str, Any]:
     """What a checkpoint carries besides weights and codec, so that it alone suffices for sampling."""
     prior = None if run.prior is None else run.prior.to_dict()
-    return {"config": run.config.to_dict(), "info": run.info.to_dict(), "prior": prior}
+    return {
+        "config": run.config.to_dict(),
+        "info": run.info.to_dict(),
+        "prior": prior,
+        "data": run.fingerprint,
+        "plugins": code_of(run.config.plugins),
+    }
+
+
+def check_same_sources(saved: Mapping[str, Any], run: RunFacts) -> None:
+    """Refuse to train on with other data, or another code of the plug-ins, than a checkpoint was trained with.
+
+    `saved` is what `saved_state` gave. Raises `ValueError` that names the difference; nothing has been changed by then.
+    """
+    before, now = saved.get("data"), run.fingerprint
+    way_out = "go on with what the run began with, or choose another --workdir (or --overwrite, to begin anew)"
+    shapes = [tuple(saved["info"]["shape"]), run.info.shape]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"This run began with samples of shape {shapes[0]}, not {shapes[1]}. Please {way_out}.")
+    if before and now and before != now:
+        raise ValueError(f"The data have changed since this run began: {_changed(before, now)}. Please {way_out}.")
+    code = code_of(run.config.plugins)
+    changed = [name for name, digest in saved.get("plugins", {}).items() if code.get(name, digest) != digest]
+    if changed:
+        raise ValueError(
+            f"The code of the plug-in {', '.join(changed)} has changed since this run began, so that what it would "
+            f"train now is something else (comments and layout do not count). Please {way_out}."
+        )
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    parts = [f"{part} samples: {before[part]} then, {now[part]} now" for part in ("train", "test")
+             if before[part] != now[part]]  # fmt: skip
+    return "; ".join(parts) or f"as many samples ({now['train']} and {now['test']}), but with other values"
 
 
 def as_splits(data: Data) -> DataSplits:
@@ -107,6 +143,7 @@ class RunFacts:
     step: int
     device: torch.device
     prior: PriorGap | None = None
+    fingerprint: dict[str, Any] | None = None  # of the data it was trained on; see `DataSplits.fingerprint`
     _data: DataSplits | None = None
 
     @classmethod
@@ -118,11 +155,14 @@ class RunFacts:
         return cls(config, info, codec, sde, model, workdir, 0, device)
 
     def with_settings(self, section: str, settings: Mapping[str, Any]) -> RunFacts:
-        """The same run with other values in one section of its configuration."""
+        """The same run with other values in one section of its configuration. Raises `SettingError`, a `ValueError`,
+        for one that has no effect beside the others.
+        """
         if not settings:
             return self
         config = from_json(to_json(self.config))
         merge(config[section], settings, f"config.{section}")
+        check_given(config, [f"{section}.{key}" for key in settings], self.info)
         return replace(self, config=config)
 
     def compare_prior(self) -> None:
@@ -151,6 +191,13 @@ class RunFacts:
         """The data set, loaded when first asked for."""
         if self._data is None:
             self._data = self.check_data(build_data(self.config))
+            now = self._data.fingerprint()
+            if self.fingerprint and self.fingerprint != now and distributed.is_main():
+                print(
+                    f"Warning: the data have changed since training ({_changed(self.fingerprint, now)}): what is held "
+                    "out now may have been trained on.",
+                    file=sys.stderr,
+                )
         return self._data
 
     def check_data(self, data: DataSplits) -> DataSplits:
@@ -188,15 +235,39 @@ class RunFacts:
         return self.model.score_fn(**cond)
 
 
+class Contradiction(SettingError):
+    """A configuration that makes another run than the one it is for.
+
+    Args:
+        what: what contradicts, as a sentence's beginning.
+        pairs: by key the value of the run, and that asked for.
+        advice: what to do, in whole sentences.
+    """
+
+    def __init__(self, what: str, pairs: Mapping[str, tuple[Any, Any]], advice: str) -> None:
+        self.what, self.pairs = what, dict(pairs)
+        rows = [("key", "run", "asked for"), *((f"config.{key}", repr(a), repr(b)) for key, (a, b) in pairs.items())]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        table = "".join(f"\n  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
+        if len(rows) == 2:
+            super().__init__(f"{what}: {rows[1][0]} is {rows[1][1]} there, {rows[1][2]} asked for. {advice}")
+        else:
+            super().__init__(f"{what}. {advice}{table}")
+
+    def advised(self, advice: str) -> Contradiction:
+        """The same with other advice."""
+        return Contradiction(self.what, self.pairs, advice)
+
+
 def check_same_run(saved: ConfigDict, asked: ConfigDict, what: str) -> None:
-    """Refuse a configuration that contradicts the run's own, naming both values."""
-    contradictions = {k: v for k, v in differences(saved, asked).items() if identity(k)}
-    if contradictions:
-        there = "in it" if what.startswith("The checkpoint") else "in the run"
-        lines = "; ".join(
-            f"config.{key} is {old!r} {there}, {new!r} asked for" for key, (old, new) in contradictions.items()
-        )
-        raise ValueError(
-            f"{what} contradicts {'the run' if there == 'in it' else 'the run directory'}: {lines}. Leave these flags "
-            "out, or choose another --workdir (or --overwrite when training)."
+    """Raise `Contradiction`, a `ValueError`, for a configuration that contradicts the run's own: a table of keys with
+    both values.
+    """
+    pairs = {key: values for key, values in differences(saved, asked).items() if identity(key)}
+    if pairs:
+        place = "run" if what.startswith("The checkpoint") else "run directory"
+        raise Contradiction(
+            f"{what} contradicts the {place}",
+            pairs,
+            "Leave these settings out, or choose another --workdir (or --overwrite when training).",
         )

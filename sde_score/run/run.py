@@ -25,6 +25,7 @@ from sde_score.run.plugins import import_plugins
 from sde_score.run.report import write_run_report
 from sde_score.run.sample import Samples
 from sde_score.run.sample import sample as draw_samples
+from sde_score.run.unused import check_beside_object
 from sde_score.sampling import Callback, Sampler
 from sde_score.sdes import PriorGap
 from sde_score.training import Checkpoint, CheckpointError, load_checkpoint
@@ -78,6 +79,8 @@ class Run(RunFacts):
         """
         named = {"method": sampler} if isinstance(sampler, str) else {}
         named |= {} if steps is None else {"steps": steps}
+        if isinstance(sampler, Sampler):
+            check_beside_object(sampler, named | settings)
         return draw_samples(
             self.with_settings("sampling", named | settings),
             n,
@@ -129,6 +132,14 @@ class Run(RunFacts):
             )
         result = self.likelihood(split, num=num, seed=seed, **settings)
         return result["bits_per_dim"]["mean"], result["bits_per_dim"]["stderr"]
+
+    def nats(
+        self, split: str = "test", *, num: int | None = None, seed: int = 0, **settings: Setting
+    ) -> tuple[float, float]:
+        """Mean log density of a split in nats, in the units of the data (images: the unit cube), and its standard
+        error."""
+        result = self.likelihood(split, num=num, seed=seed, **settings)
+        return result["nats"]["mean"], result["nats"]["stderr"]
 
     def score(
         self,
@@ -247,7 +258,7 @@ def load(
     check_same_keys(run.model, weights, f"checkpoint {found.path}")
     run.model.load_state_dict(weights)
     run.model.eval().requires_grad_(False)
-    run.step = found.step
+    run.step, run.fingerprint = found.step, found.config.get("data")
     run.prior = PriorGap(**found.config["prior"]) if found.config.get("prior") else None
     run._data = None if data is None else run.check_data(as_splits(data))
     return run

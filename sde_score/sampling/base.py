@@ -17,9 +17,9 @@ from sde_score.score import CountedScore, Score, as_score
 from sde_score.sdes.base import SDE, require_sde
 from sde_score.tensors import rows
 
-PREDICTORS = Registry("predictor", group="sde_score.predictors")
-CORRECTORS = Registry("corrector", group="sde_score.correctors")
-SAMPLERS = Registry("sampler", group="sde_score.samplers")
+PREDICTORS: Registry[Predictor] = Registry("predictor", group="sde_score.predictors")
+CORRECTORS: Registry[Corrector] = Registry("corrector", group="sde_score.correctors")
+SAMPLERS: Registry[Sampler] = Registry("sampler", group="sde_score.samplers")
 DENOISING = ("tweedie", "mean", "none")
 
 

@@ -12,7 +12,7 @@ from sde_score.protocols import NoiseFn, ScoreFn
 from sde_score.registry import Registry
 from sde_score.tensors import expand_like, require_finite
 
-SDES = Registry("SDE", group="sde_score.sdes")
+SDES: Registry[SDE] = Registry("SDE", group="sde_score.sdes")
 
 
 def require_sde(sde: object) -> SDE:

@@ -18,7 +18,7 @@ from torch import Tensor
 from sde_score.registry import Registry
 from sde_score.tensors import norm_except_batch, require_finite
 
-SOLVERS = Registry("solver", group="sde_score.solvers")
+SOLVERS: Registry[Solver] = Registry("solver", group="sde_score.solvers")
 
 ODEFunc = Callable[[Tensor, Tensor], Tensor]
 """`(x: (B, *), t: (B,)) -> dx/dt`, of the shape of `x`."""

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sde_score.data import BrokenImage, load_dataset
-from sde_score.data.images import centre_crop, to_tensor
+from sde_score.data.pictures import centre_crop, to_tensor
 from sde_score.data.torchvision_sets import read_idx
 
 
