@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_score.data import DataInfo
+from sde_score.data.conversion import as_condition
 from sde_score.files import first_line, write_bytes
 from sde_score.metrics.base import data_hash
 from sde_score.protocols import Constraint
@@ -297,7 +298,9 @@ def conditions_of(
             raise SettingError(f"This model is not told {name!r}.{suggest(name, told)}")
     conditions = run.info.conditions
     found = {
-        name: conditions[name].convert(torch.as_tensor(values), len(values), f"The condition {name!r}")
+        name: conditions[name].convert(
+            as_condition(values, len(values), f"The condition {name!r}"), len(values), f"The condition {name!r}"
+        )
         for name, values in given.items()
     }
     if labels:
