@@ -47,6 +47,22 @@ def test_samples_are_of_the_labels_and_in_the_units_of_the_user(run):
             run.sample(2, labels=wrong)
 
 
+def test_files_hold_the_labels_and_the_digits_of_the_user(run, tmp_path):
+    samples = run.sample(6, labels=[64, 71])
+    samples.save(tmp_path / "s.csv")
+    samples.save(tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as stored:
+        assert stored["y"].tolist() == [64, 71] * 3
+    lines = (tmp_path / "s.csv").read_text().splitlines()
+    assert lines[0] == "price,date,y" and [line.split(",")[2] for line in lines[1:]] == ["64", "71"] * 3
+    assert [float(line.split(",")[1]) for line in lines[1:]] == samples.x[:, 1].tolist()
+    found = run.likelihood(num=5)
+    table = next(path for path in found["per_sample_files"] if path.endswith(".npz"))
+    with np.load(table) as stored:
+        assert set(stored["label"].tolist()) <= set(LABELS)
+    assert sde_score.data.load_dataset(str(tmp_path / "s.csv"), holdout=0.5).info.class_names == ("64", "71")
+
+
 def test_densities_are_in_the_units_of_the_user(run):
     """log p(v) = log p(z) + log |dz/dv|, with the Jacobian by automatic differentiation."""
     x = run.data.test[range(3)].x
