@@ -248,7 +248,8 @@ def _why_constant(split: Split, mean: Tensor, where: Sequence[int], columns: Seq
     names = [repr(columns[k]) if columns is not None else str(k) for k in where[:8]]
     each = ", ".join(f"{name} (always {float(mean[k].mean()):.8g})" for name, k in zip(names, where))
     said = f"{split.name}: the {'column' if vector else 'channel'}{'s' * (len(where) > 1)} {each}"
-    said += f"{' and others' * (len(where) > 8)} {'is' if len(where) == 1 else 'are'} constant, so the data have no density there."
+    said += f"{' and others' * (len(where) > 8)} {'is' if len(where) == 1 else 'are'} constant"
+    said += ", so the data have no density there."
     if len(where) == n:
         return f"{said} Nothing else is left."
     if not vector:
@@ -326,8 +327,8 @@ def _from_path(text: str, **context: Any) -> DataSplits:
     suffix, known = path.suffix.lower(), (*ARCHIVES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES)
     if path.exists() and not path.is_dir() and not path.name.lower().endswith(known):
         raise ValueError(
-            f"Cannot read {str(path)!r} as a data set. Give a folder, a .zip or a .tar of images, a .npy or .npz array, "
-            "or a .csv, .tsv or .parquet table."
+            f"Cannot read {str(path)!r} as a data set. Give a folder, a .zip or a .tar of images, a .npy or .npz "
+            "array, or a .csv, .tsv or .parquet table."
         )
     name = "folder"
     if not path.is_dir() and suffix in ARRAY_SUFFIXES + TABLE_SUFFIXES:

@@ -248,8 +248,8 @@ def extent_of(*clouds: Points, margin: float = 0.15, square: bool = True) -> tup
 def plane(extent: Sequence[float], resolution: int) -> Tensor:
     """Points of a regular grid, ``(resolution^2, 2)`` float32, row by row from the bottom."""
     left, right, bottom, top = extent
-    u = torch.linspace(left, right, resolution)
-    v = torch.linspace(bottom, top, resolution)
+    u = torch.linspace(left, right, resolution, dtype=torch.float32)
+    v = torch.linspace(bottom, top, resolution, dtype=torch.float32)
     return torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1).reshape(-1, 2)
 
 
