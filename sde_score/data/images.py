@@ -83,8 +83,8 @@ def _is_grey(surveys: Sequence[Survey]) -> bool:
             return files.opened(name, lambda im, _: all(map(is_grey, files.frames(im, [number]))))
 
         unseen = [item for item, look in zip(found.items, found.looks) if look.grey is None]
-        for start in range(0, len(unseen), 64):
-            if False in on_threads(one, unseen[start : start + 64]):  # broken ones are met when they are read
+        for start in range(0, len(unseen), 16):
+            if False in on_threads(one, unseen[start : start + 16]):  # broken ones are met when they are read
                 return False
     return True
 

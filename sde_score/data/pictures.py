@@ -6,7 +6,6 @@ of the decoded picture. Colour profiles (ICC) and gamma are not applied: the num
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 _ORIENTATION = 0x0112
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG may keep it
 
 
 # --- depth
@@ -153,7 +153,7 @@ def decode(image: Image, levels: int | None = None, undeclared: int | None = Non
     Raises `ValueError` for floating-point and negative numbers, for L*a*b*, and where nothing tells which number is
     white.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     key, alpha = _transparent_value(image), _fourth_bytes(image)
     image.load()  # only now are size, mode and orientation what they are: decoders may change all three
@@ -163,6 +163,8 @@ def decode(image: Image, levels: int | None = None, undeclared: int | None = Non
         raise ValueError(f"holds {kind} values; save such data as a .npy array and use `array(path=...)`")
     if image.mode == "LAB":
         raise ValueError("holds L*a*b* colours of an unknown white. Convert it to RGB")
+    if image.mode in ("L", "RGB") and key is None and alpha is None:
+        return _upright(image, image)
     if _is_deep(image):
         stored = _integers(image)
         white = levels - 1 if levels else _white(image)
@@ -177,8 +179,16 @@ def decode(image: Image, levels: int | None = None, undeclared: int | None = Non
         alpha = alpha if declared is None else declared
     if alpha is not None:
         values = _on_white(values, alpha, premultiplied=image.mode in ("La", "RGBa"))
-    plain = Image.fromarray(np.ascontiguousarray(values))
-    plain.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+    return _upright(Image.fromarray(np.ascontiguousarray(values)), image)
+
+
+def _upright(plain: Image, image: Image) -> Image:
+    """`plain` turned as the picture `image`, from which it was made, is to be."""
+    from PIL import ImageOps
+
+    if (orientation := image.getexif().get(_ORIENTATION, 1)) == 1:
+        return plain
+    plain.getexif()[_ORIENTATION] = orientation
     return ImageOps.exif_transpose(plain)
 
 
@@ -246,7 +256,7 @@ def look(image: Image, data: bytes, levels: int | None = None) -> Look:
     counts; a TIFF's decoder may turn the picture or not), and the numbers tell nothing more.
     """
     early = image.format in ("JPEG", "WEBP", "BMP", "DIB", "GIF", "PPM")
-    early = early or image.format == "PNG" and re.search(rb"exif|xmp", data, re.IGNORECASE) is None
+    early = early or image.format == "PNG" and not any(sign in data for sign in _PNG_ORIENTATION)
     if early and image.mode != "F" and not _is_deep(image):
         width, height = image.size
         # asked for EXIF that it has not shown, a PNG would decode itself

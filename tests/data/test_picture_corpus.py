@@ -381,7 +381,7 @@ REFUSED = {
     "cut bmp": (".bmp", cut("BMP", 0.6), "truncated"),
     "cut ppm": (".ppm", cut("PPM", 0.6), "truncated"),
     "floats": (".tif", written(GREY.astype(np.float32), "TIFF"), "floating-point.*npy"),
-    "pfm": (".pnm", written(GREY.astype(np.float32), "PPM"), "floating-point.*npy"),
+    "pfm": (".pnm", f"Pf\n{W} {H}\n-1.0\n".encode() + GREY.astype("<f4").tobytes(), "floating-point.*npy"),
     "lab": (".tif", written(LAB, "TIFF"), r"L\*a\*b.*Convert it to RGB"),
     "signed": (".tif", tiff(GREY.tobytes(), [8], 1, form=2), "signed values.*npy"),
     "negative": (".tif", tiff((GREY.astype("<i4") - 100).tobytes(), [32], 1, form=2), "from -80 to.*levels=.*npy"),
