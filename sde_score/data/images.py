@@ -288,6 +288,10 @@ def folder(
     surveys = [survey(Files.at(p, max_pixels, memory_gb), frames, levels) for p in (path, test_path) if p is not None]
     for found in surveys:
         refuse_or_say(found.broken, len(found.files.source.names), on_error, found.files.source.path)
+    if levels is not None and not any(look.deep for found in surveys for look in found.looks):
+        raise ValueError(
+            f"`folder(levels={levels})` is for images of more than 8 bits, and {str(path)!r} holds none. Leave it out."
+        )
     if frames == "first":
         say_frames(surveys)
     size, undeclared = _decide_size(surveys, image_size), _undeclared(surveys)

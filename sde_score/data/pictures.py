@@ -241,11 +241,13 @@ class Look:
     Attributes:
         size: (height, width), upright.
         grey: whether it is grey by its values; `None` where it has not been decoded to see.
-        top: the largest number, where the file does not say which one is white; else `None`.
+        deep: whether it holds integers of more than 8 bits.
+        top: the largest of them, where the file does not say which number is white; else `None`.
     """
 
     size: tuple[int, int]
     grey: bool | None
+    deep: bool = False
     top: int | None = None
 
 
@@ -264,4 +266,5 @@ def look(image: Image, data: bytes, levels: int | None = None) -> Look:
         return Look((width, height) if turned else (height, width), True if image.mode in ("1", "L", "LA") else None)
     unknown = _is_deep(image) and levels is None and _white(image) is None
     plain = decode(image, levels, 2**32 if unknown else None)
-    return Look(plain.size[::-1], is_grey(image), int(_integers(image).max()) if unknown else None)
+    top = int(_integers(image).max()) if unknown else None
+    return Look(plain.size[::-1], is_grey(image), _is_deep(image), top)
