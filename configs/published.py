@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from sde_score.config import make_config
 from sde_score.published import PUBLISHED, network_spec
+from sde_score.registry import SettingError, suggest
 
 __all__ = ["PUBLISHED", "get_config", "sections"]
 
@@ -23,9 +24,7 @@ __all__ = ["PUBLISHED", "get_config", "sections"]
 def get_config(name: str = "ve/cifar10_ncsnpp_continuous") -> ConfigDict:
     """The published configuration `name` in our format. Raises `ValueError` with the nearest known name."""
     if name not in PUBLISHED:
-        from sde_score.registry import suggest
-
-        raise ValueError(f"Unknown published configuration {name!r}.{suggest(name, PUBLISHED)}")
+        raise SettingError(f"Unknown published configuration {name!r}.{suggest(name, PUBLISHED)}")
     config = make_config(**sections(PUBLISHED[name]))
     config.published = ConfigDict({"name": name, "results": dict(PUBLISHED[name]["results"])})
     return config

@@ -9,7 +9,7 @@ import json
 import math
 import numbers
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,15 @@ def is_run(workdir: str | Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and {"sde", "model", "data", "training"} <= values.keys()
+
+
+def flat(section: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration, or of changes to one, by key: `{"sampling.steps": 100}`."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        nested = isinstance(value, (ConfigDict, Mapping))
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
 
 
 def differences(a: ConfigDict, b: ConfigDict, prefix: str = "") -> dict[str, tuple[Any, Any]]:

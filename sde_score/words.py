@@ -178,6 +178,19 @@ FLAGS: dict[str, str | dict[str, str]] = {
     **dict.fromkeys(("noiseremoval", "denoising"), "--config.sampling.denoise=none"),
 }  # fmt: skip
 
+# flags, and the commands that have them
+OF_COMMANDS: dict[str, tuple[str, ...]] = {
+    "workdir": ("train", "sample", "likelihood", "evaluate", "report", "import", "export", "quickstart", "config"),
+    "checkpoint": ("sample", "likelihood", "evaluate", "report", "import"),
+    "ema": ("sample", "likelihood", "evaluate", "report"),
+    "num": ("sample", "likelihood"), "seed": ("sample", "likelihood", "evaluate"), "labels": ("sample",),
+    "tag": ("sample",), "trajectory": ("sample",), "split": ("likelihood",), "repeats": ("likelihood",),
+    "overwrite": ("train",), "data": ("train",), "minutes": ("train",), "published": ("import",), "to": ("export",),
+    "skip": ("check",), "sde": ("check",),
+    "plugin": ("train", "sample", "likelihood", "evaluate", "report", "export", "list", "check"),
+    "config": ("train", "sample", "likelihood", "evaluate", "report", "config"),
+}  # fmt: skip
+
 COMMANDS: dict[str, str] = {
     **dict.fromkeys(("fit", "resume", "continue", "run", "trainer", "learn", "finetune"), "train"),
     **dict.fromkeys(("generate", "draw", "synthesize", "synthesise", "sampling", "samples", "inference"), "sample"),

@@ -19,7 +19,7 @@ ROWS = [
 ]
 LEVEL = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 # no torch at import, no algorithms: anyone above the bottom row may read them
-FACTS = {"config", "_torchvision", "published", "__init__"}
+FACTS = {"config", "keys", "words", "_torchvision", "published", "__init__"}
 HEAVY = {"scipy", "torchsde", "matplotlib", "torchvision", "tensorboard", "PIL", "torchmetrics", "safetensors", "tqdm"}
 HEAVY |= {"torch_fidelity", "prdc", "sklearn"}
 FILES = sorted((ROOT / "sde_score").rglob("*.py"))

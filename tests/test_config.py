@@ -7,7 +7,8 @@ import shutil
 import pytest
 from ml_collections import ConfigDict
 
-from sde_score.config import RANGES, TEXTS, default_config, from_json, make_config, read_run, to_json
+from sde_score.config import default_config, from_json, make_config, read_run, to_json
+from sde_score.keys import KEYS as FACTS
 
 
 def keys(section: ConfigDict, prefix: str = ""):
@@ -28,9 +29,12 @@ def with_value(key: str, value) -> dict:
     return value
 
 
-def test_every_number_has_a_range_and_every_tuple_its_kind():
-    assert sorted(RANGES) == sorted([*NUMBERS, "data.image_size"])
-    assert sorted(TEXTS) == sorted(key for key, kind in KEYS.items() if kind is tuple)
+def test_every_number_has_a_range_and_every_key_a_meaning():
+    assert all(FACTS[key].limits for key in NUMBERS)
+    assert sorted(FACTS) == sorted(KEYS) and all(facts.meaning for facts in FACTS.values())
+    for key, facts in FACTS.items():  # defaults may be given as well
+        if not isinstance(facts.default, type):
+            make_config(**with_value(key, facts.default))
 
 
 def test_an_image_size_is_a_number_or_a_pair():
@@ -46,15 +50,16 @@ def test_an_image_size_is_a_number_or_a_pair():
 @pytest.mark.parametrize("key", NUMBERS)
 def test_what_is_no_number_and_what_is_out_of_range(key):
     wrong = [True, "7", [1], math.nan, math.inf, -math.inf]
-    wrong += [{"optim.grad_clip": 0}.get(key, -1)]
-    wrong += [0] if "above 0" in RANGES[key][0] or "at least 1" in RANGES[key][0] else []
-    wrong += [1] if "below 1" in RANGES[key][0] else []
+    allowed = FACTS[key].allowed
+    wrong += [] if key == "optim.grad_clip" else [-1]
+    wrong += [0] if "above 0" in allowed or "at least 1" in allowed else []
+    wrong += [1] if "below 1" in allowed else []
     wrong += [2.5, 2**63] if KEYS[key] is int else []
     for value in wrong:
         for make in (lambda **s: make_config(**s), lambda **s: from_json(json.dumps(s), "runs/x/config.json")):
             with pytest.raises(ValueError, match=rf"config\.{key}=.* cannot be: it must be a (whole )?number"):
                 make(**with_value(key, value))
-    kept = from_json(json.dumps(with_value(key, 0.25 if "below 1" in RANGES[key][0] and KEYS[key] is float else 1)))
+    kept = from_json(json.dumps(with_value(key, 0.25 if "below 1" in allowed and KEYS[key] is float else 1)))
     assert from_json(to_json(kept)) == kept
 
 

@@ -7,17 +7,25 @@ import os
 import sys
 import traceback
 
+from absl import flags
+
+from sde_score import words
 from sde_score.cli import commands as _commands  # noqa: F401  (registers them)
+from sde_score.cli import configuration as _configuration  # noqa: F401
+from sde_score.cli import data as _data  # noqa: F401
 from sde_score.cli.arguments import COMMANDS, UsageError
+from sde_score.registry import SettingError, suggest
 
 TOP = """usage: sde-score COMMAND [flags]
 
   train       train a score model, or go on where it stopped
+  data        show what would be read from a path, and how it would be trained on
   sample      draw samples from a run
   likelihood  log-likelihoods and bits/dim by the probability-flow ODE
   evaluate    compare samples with the test data
   report      write report.html anew
   list        registered components: SDEs, predictors, correctors, solvers, models, data sets ...
+  config      configurations shown, compared, and their keys explained
   check       prove components of your own right: SDEs, predictors, correctors, solvers, objectives
   import      an official .pth checkpoint becomes a run
   export      a run becomes an official .pth checkpoint
@@ -28,7 +36,11 @@ sde-score COMMAND --help shows the flags of a command.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns 0 when done, 1 when it failed, 2 when the line could not be read."""
+    """Run one command. Returns the exit status.
+
+    0: done. 1: the work failed. 2: what stands on the line cannot be: a command, a flag, a key, a value, a component's
+    name, or two that contradict; nothing was done. 130: interrupted.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["--"]:  # torchrun reads `--num` as its own, unless our words stand behind `--`
         argv = argv[1:]
@@ -41,19 +53,17 @@ def main(argv: list[str] | None = None) -> int:
         print(sde_score.__version__)
         return 0
     if argv[0] not in COMMANDS:
-        from sde_score.registry import suggest
-
-        print(f"sde-score: there is no command {argv[0]!r}.{suggest(argv[0], COMMANDS)}", file=sys.stderr)
+        print(f"sde-score: {_no_command(argv)}", file=sys.stderr)
         return 2
     wants_traceback = "--traceback" in argv or os.environ.get("SDE_SCORE_TRACEBACK")
     try:
-        COMMANDS[argv[0]](argv[1:])
+        COMMANDS[argv[0]](_with_flag_files(argv[1:]))
     except UsageError as error:
         print(f"sde-score {argv[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"sde-score {argv[0]}: interrupted", file=sys.stderr)
-        return 1
+        return 130
     except Exception as error:
         if wants_traceback:
             traceback.print_exc()
@@ -72,8 +82,25 @@ def main(argv: list[str] | None = None) -> int:
                 f"{text if expected else f'{type(error).__name__}: {text}  (--traceback shows where)'}",
                 file=sys.stderr,
             )
-        return 1
+        return 2 if isinstance(error, SettingError) else 1
     return 0
+
+
+def _no_command(argv: list[str]) -> str:
+    """What to write for a line that begins with no command."""
+    if argv[0].startswith("-"):
+        return f"the command comes first: sde-score train {argv[0]}. Commands: {', '.join(sorted(COMMANDS))}."
+    instead = words.COMMANDS.get(words.plainly(argv[0]))
+    hint = f" Write sde-score {instead}." if instead else ""
+    return f"there is no command {argv[0]!r}.{hint}{suggest(argv[0], COMMANDS)}"
+
+
+def _with_flag_files(argv: list[str]) -> list[str]:
+    """The line with the flags of the files that `--flagfile=FILE` names, one on a line, in its place."""
+    try:
+        return flags.FlagValues().read_flags_from_files(argv, force_gnu=True)
+    except flags.Error as error:
+        raise UsageError(str(error)) from error
 
 
 def entry(command: str | None = None) -> None:

@@ -1,8 +1,18 @@
 """Data: named sets, your own images and arrays, toy laws; how they are coded, and in which order they are read."""
 
-from sde_score.data import digits, images, torchvision_sets  # noqa: F401 - they register themselves
+from sde_score.data import array_files, digits, images, tables, torchvision_sets  # noqa: F401 - they register themselves
 from sde_score.data.arrays import from_arrays
-from sde_score.data.base import DATASETS, Batch, DataSplits, LazySplit, Split, Subset, TensorSplit, load_dataset
+from sde_score.data.base import (
+    DATASETS,
+    Batch,
+    DataSplits,
+    LazySplit,
+    Split,
+    Subset,
+    TensorSplit,
+    load_dataset,
+    settings_of,
+)
 from sde_score.data.codec import CODECS, Codec, Scaler, load_codec
 from sde_score.data.info import Condition, DataInfo
 from sde_score.data.loader import BatchLoader, batch_indices, batch_positions, iterate
@@ -33,4 +43,5 @@ __all__ = [
     "iterate",
     "load_codec",
     "load_dataset",
+    "settings_of",
 ]

@@ -216,7 +216,7 @@ def _assemble(
     elif official is not None:
         roles = [official if "test" in official else ["test" if role == "val" else role for role in official]]
     else:
-        roles = [_split_of_names(made[0].names, holdout, title)]
+        roles = [_split_of_names(["/".join(path) for path in paths[0]], holdout, title)]
     source = {"train": 0, "val": 0, "test": len(made) - 1}
     rows = {part: [k for k, role in enumerate(roles[s]) if role == part] for part, s in source.items()}
 

@@ -20,7 +20,9 @@ from sde_score.metrics.errors import jackknife, jackknife_error, require_groups
 
 @dataclass(frozen=True)
 class GaussianStats:
-    """Mean ``(d,)`` and unbiased covariance ``(d, d)`` of features, float64, with what they are statistics of."""
+    """Mean ``(d,)`` and unbiased covariance ``(d, d)`` of ``n`` features (0: unknown), float64, with what they are
+    statistics of.
+    """
 
     mean: Tensor
     cov: Tensor
@@ -51,7 +53,8 @@ class GaussianStats:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> GaussianStats:
-        """Read what ``save`` wrote; executes no pickled code.
+        """Read what ``save`` wrote, or what pytorch-fid and its kin do, the arrays ``mu`` and ``sigma``; executes no
+        pickled code. The latter do not say how many features they are of, nor of which map.
 
         Raises:
             ValueError: the file is damaged or something else.
@@ -62,12 +65,20 @@ class GaussianStats:
 
         try:
             with np.load(path, allow_pickle=False) as f:
-                mean, cov = (torch.from_numpy(f[k]).double() for k in ("mean", "cov"))
+                foreign = {"mu", "sigma"} <= set(f)
+                missing = [] if foreign else [k for k in ("mean", "cov", "n", "feature", "fingerprint") if k not in f]
+                if missing:
+                    raise ValueError(f"it has {', '.join(sorted(f)) or 'no array'}, and lacks {', '.join(missing)}")
+                mean, cov = (torch.from_numpy(f[k]).double() for k in (("mu", "sigma") if foreign else ("mean", "cov")))
+                if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+                    raise ValueError(f"a mean of shape {tuple(mean.shape)}, a covariance of shape {tuple(cov.shape)}")
+                if foreign:
+                    return cls(mean, cov, 0, source=Path(path).name)
                 return cls(mean, cov, int(f["n"]), str(f["feature"]), str(f["fingerprint"]), str(f["source"]))
-        except (KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        except (KeyError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise ValueError(
-                f"{os.fspath(path)} holds no reference statistics ({error}). Write them with "
-                "GaussianStats.of(features).save(path)."
+                f"{os.fspath(path)} holds no reference statistics ({error}). They are the arrays mean and cov that "
+                "GaussianStats.of(features).save(path) writes, or mu and sigma as of pytorch-fid."
             ) from error
 
 

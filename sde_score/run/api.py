@@ -10,9 +10,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sde_score.config import default_config, from_json, is_run, load_config, merge, read_run, to_json
+from sde_score.config import default_config, flat, from_json, is_run, load_config, merge, read_run, to_json
 from sde_score.data import DataSplits
-from sde_score.registry import suggest
+from sde_score.registry import SettingError, suggest
 from sde_score.run.automatic import fitting
 from sde_score.run.build import GIVEN
 from sde_score.run.facts import Data, Setting, as_splits
@@ -60,8 +60,12 @@ def train(
     splits = None if data is None else as_splits(data)
     settings, loaded = _settings(config, given, workdir, splits, minutes, overwrite)
     if minutes is not None:
+        if "training.max_seconds" in flat(given):
+            raise SettingError("minutes= and training={'max_seconds': ...} say the same; leave one of them out.")
         settings.training.max_seconds = 60.0 * minutes
-    return run_train(settings, workdir, overwrite=overwrite, data=splits, loaded=loaded)[0]
+    return run_train(
+        settings, workdir, overwrite=overwrite, data=splits, loaded=loaded, given=flat(given)
+    )[0]
 
 
 def _settings(

@@ -58,7 +58,10 @@ def build_sde(config: ConfigDict) -> SDE:
 def build_data(config: ConfigDict) -> DataSplits:
     """The data of section `data`."""
     data = config.data
-    keys = ("root", "image_size", "channels", "holdout", "on_error", "frames", "download", "max_pixels", "memory_gb")
+    keys = (
+        "root", "image_size", "channels", "holdout", "on_error", "frames", "download", "layout", "levels", "columns",
+        "max_pixels", "memory_gb",
+    )  # fmt: skip
     settings = {k: data[k] for k in keys if data[k] is not None}
     if data.name == GIVEN:
         raise ValueError(

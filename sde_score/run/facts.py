@@ -26,6 +26,7 @@ from sde_score.models import ScoreModel
 from sde_score.registry import SettingError
 from sde_score.run.build import build_data, build_model, told_conditions
 from sde_score.run.plugins import code_of
+from sde_score.run.unused import check_given
 from sde_score.score import Score
 from sde_score.sdes import SDE, PriorGap, prior_gap
 from sde_score.sdes.prior import FEWEST
@@ -154,11 +155,14 @@ class RunFacts:
         return cls(config, info, codec, sde, model, workdir, 0, device)
 
     def with_settings(self, section: str, settings: Mapping[str, Any]) -> RunFacts:
-        """The same run with other values in one section of its configuration."""
+        """The same run with other values in one section of its configuration. Raises `SettingError`, a `ValueError`,
+        for one that has no effect beside the others.
+        """
         if not settings:
             return self
         config = from_json(to_json(self.config))
         merge(config[section], settings, f"config.{section}")
+        check_given(config, [f"{section}.{key}" for key in settings], self.info)
         return replace(self, config=config)
 
     def compare_prior(self) -> None:

@@ -25,6 +25,7 @@ from sde_score.run.plugins import import_plugins
 from sde_score.run.report import write_run_report
 from sde_score.run.sample import Samples
 from sde_score.run.sample import sample as draw_samples
+from sde_score.run.unused import check_beside_object
 from sde_score.sampling import Callback, Sampler
 from sde_score.sdes import PriorGap
 from sde_score.training import Checkpoint, CheckpointError, load_checkpoint
@@ -78,6 +79,8 @@ class Run(RunFacts):
         """
         named = {"method": sampler} if isinstance(sampler, str) else {}
         named |= {} if steps is None else {"steps": steps}
+        if isinstance(sampler, Sampler):
+            check_beside_object(sampler, named | settings)
         return draw_samples(
             self.with_settings("sampling", named | settings),
             n,

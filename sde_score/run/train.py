@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ from sde_score.run.facts import (
 )
 from sde_score.run.plugins import import_plugins, trust
 from sde_score.run.run import Run, load
-from sde_score.run.sample import sample_action
+from sde_score.run.snapshot import Snapshots
+from sde_score.run.unused import check_given
 from sde_score.training import (
     Cadence,
     CheckpointStore,
@@ -143,6 +144,7 @@ def train(
     data: Any = None,
     loaded: DataSplits | None = None,
     plugins: Iterable[str] | None = None,
+    given: Collection[str] = (),
 ) -> tuple[Run, TrainResult]:
     """Train the model of a configuration in a run directory, or go on where it stopped.
 
@@ -155,6 +157,7 @@ def train(
         loaded: the data of section `data`, where they have been loaded already.
         plugins: which of the configuration's plug-ins the user has named; the others must be trusted. None: all of
             them, as in a configuration of one's own.
+        given: the keys that the user has set, such as `sampling.steps`: each must have an effect.
 
     Returns the trained run and how training ended. Raises `ValueError` when the configuration contradicts the run in
     `workdir`.
@@ -175,9 +178,11 @@ def train(
     objective = build_objective(config, sde)
     build_sampler(config, sde)  # a misspelt sampler is an error now, not after the training
     check_likelihood(config, sde)
+    check_given(config, given)
     with distributed.processes(config.device) as device, _workdir_held(config, workdir, overwrite):
         distributed.barrier()
         data = as_splits(data) if data is not None else build_data(config) if loaded is None else loaded
+        check_given(config, given, data.info)
         begun = None
         if list_checkpoints(workdir / "checkpoints"):
             begun = load_checkpoint(workdir, say=lambda message: None)  # the trainer says what is wrong with which file
@@ -257,7 +262,8 @@ def _loader(run: RunFacts) -> BatchLoader:
 def _trainer(run: RunFacts, objective: Objective, loader: BatchLoader, say: TextLog | None) -> Trainer:
     """The trainer that sections `training`, `optim` and `model` describe."""
     config, section, optim = run.config, run.config.training, run.config.optim
-    told = told_conditions(config, run.info)
+    told, writers = told_conditions(config, run.info), _writers(run, say)
+    snapshots = Snapshots(run, section.snapshot_samples, config.seed, say=say or print, writers=writers)
 
     def batch(step: int):
         read = loader.batch(step)
@@ -285,12 +291,12 @@ def _trainer(run: RunFacts, objective: Objective, loader: BatchLoader, say: Text
             section.checkpoint_freq,
             [
                 (section.eval_freq, validation_loss(run)),
-                (section.snapshot_freq, sample_action(run, section.snapshot_samples, config.seed)),
+                (section.snapshot_freq, snapshots),
             ],
         ),
         record=Record(
             checkpoints=CheckpointStore(run.workdir, keep=section.keep_checkpoints, say=say or print),
-            writers=_writers(run, say),
+            writers=writers,
             say=say,
             config=saved_state(run),
             codec=run.codec.state_dict(),

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sde_score.registry import SettingError
 from sde_score.training.signals import StopSignal
 
 
@@ -118,11 +119,18 @@ def pick_device(device: str = "auto", local_rank: int | None = None) -> torch.de
     """ "auto" becomes cuda, mps or cpu, whichever is there first; "cuda" becomes the GPU of `local_rank`.
 
     Raises:
+        SettingError: if torch knows no such device.
         ValueError: if the device asked for is not there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    on = torch.device(device)
+    try:
+        on = torch.device(device)
+    except RuntimeError:
+        raise SettingError(
+            f"There is no device {device!r}. Write 'cuda', 'cuda:1', 'mps' or 'cpu', or 'auto' for whichever is there "
+            "first."
+        ) from None
     if on.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(

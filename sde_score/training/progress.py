@@ -54,14 +54,14 @@ class TrainingProgress:
             self._estimate((time.monotonic() - self.first) / (ESTIMATE_AFTER - 1))
         if not self.bar.disable:
             self.bar.set_postfix_str(
-                f"loss {loss:.4g}, {self.samples / max(time.monotonic() - self.since, 1e-9):.0f} images/s",
+                f"loss {loss:.4g}, {self.samples / max(time.monotonic() - self.since, 1e-9):.0f} samples/s",
                 refresh=False,
             )
             self.bar.update()
         elif self.trainer.progress and (now := time.monotonic()) - self.told >= self.interval:
             speed = self.told_samples / (now - self.told)
             self.trainer.say(
-                f"step {self.trainer.state.step} of {self.trainer.steps}: loss {loss:.4g}, {speed:.0f} images/s"
+                f"step {self.trainer.state.step} of {self.trainer.steps}: loss {loss:.4g}, {speed:.0f} samples/s"
             )
             self.told, self.told_samples = now, 0
 

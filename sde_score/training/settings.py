@@ -25,8 +25,8 @@ class StepSettings:
     """How a step of training is worked out.
 
     Args:
-        grad_clip: largest norm of the gradient, c: it is multiplied by min(1, c / (norm + 1e-6)). Negative: no
-            clipping.
+        grad_clip: largest norm of the gradient, c: it is multiplied by min(1, c / (norm + 1e-6)). 0 or
+            less: no clipping.
         micro_batches: a batch is worked off in so many parts, to need less memory.
         precision: "float32", or "bf16" for the inside of the network (`model.network` where there is one) while it
             trains; loss and times stay float32, and so does every evaluation.
@@ -87,9 +87,10 @@ class Cadence:
     Args:
         log: a line of metrics.
         checkpoint: a checkpoint; 0: after the last step only.
-        actions: pairs `(every, action)`. `action(state)` is called every so many steps and after the last one, on the
-            main process, after the checkpoint of the step; the numbers it returns go to the metrics. Sample grids and
-            validation come in here. It must be a function of the state: a run killed in it does it again.
+        actions: pairs `(every, action)`. `action(state)` is called every so many steps and after the last one (every 0:
+            never), on the main process, after the checkpoint of the step; the numbers it returns go to the metrics.
+            Sample grids and validation come in here. It must be a function of the state: a run killed in it does it
+            again.
     """
 
     log: int = 100

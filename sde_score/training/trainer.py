@@ -290,10 +290,10 @@ class Trainer:
     def scale_gradients(self, grad_norm: float, samples: int) -> None:
         """Make of the gradient of the sum that of the mean, and clip it.
 
-        The mean's is multiplied by min(1, c / (norm + 1e-6)), c = `grad_clip`, as published. Negative: no clipping.
+        The mean's is multiplied by min(1, c / (norm + 1e-6)), c = `grad_clip`, as published; 0 or less: no clipping.
         """
         factor = distributed.world_size() / samples
-        if self.settings.grad_clip >= 0:
+        if self.settings.grad_clip > 0:
             factor *= min(1.0, self.settings.grad_clip / (grad_norm + 1e-6))
         torch._foreach_mul_(self.gradients(), factor)
 
@@ -354,7 +354,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "samples": state.samples,
             "skipped": state.skipped,
-            "images_per_second": None if rate is None else round(rate, 2),
+            "samples_per_second": None if rate is None else round(rate, 2),
         }
         for writer in self.writers:
             writer.write(state.step, values)
@@ -365,7 +365,7 @@ class Trainer:
         """
         step = self.state.step
         for every, action in self.actions:
-            if step == self.steps or _due(step, every):
+            if (step == self.steps and every > 0) or _due(step, every):
                 values = None
                 try:
                     values = action(self.state)
@@ -404,6 +404,7 @@ class Trainer:
             self.say(
                 f"Training was cut short by max_seconds={self.max_seconds:g} at step {state.step} of {self.steps}. "
                 f"{self._where_saved()} To train on, run the same command with a larger max_seconds."
+                f"{self._schedule_cut()}"
             )
             return "cut short"
         self.say(
@@ -411,6 +412,17 @@ class Trainer:
             "again."
         )
         return "interrupted"
+
+    def _schedule_cut(self) -> str:
+        """What it means for a decaying learning rate that the run ends here."""
+        state, rate = self.state, self.schedule(max(self.state.step - 1, 0))
+        if self.schedule.decay == "constant" or not state.step:
+            return ""
+        return (
+            f" The {self.schedule.decay} schedule was cut with it: the learning rate still stands at {rate:.0%} of its "
+            f"peak, and the samples are worse for that. At this speed --config.training.n_iters={state.step} would "
+            "have run it to its end."
+        )
 
     def _where_saved(self) -> str:
         files = self.checkpoints.files() if self.checkpoints is not None else []

@@ -273,9 +273,27 @@ def test_reference_statistics_of_another_map_are_refused(tmp_path):
         GaussianStats.load(tmp_path / "a.npz")
     import numpy as np
 
-    np.savez(tmp_path / "b.npz", mu=np.zeros(3))
-    with pytest.raises(ValueError, match="b.npz holds no reference statistics"):
-        GaussianStats.load(tmp_path / "b.npz")
+    for arrays, words in (
+        ({"mu": np.zeros(3)}, "it has mu, and lacks mean, cov"),
+        ({"m": np.zeros(3), "s": np.eye(3)}, "it has m, s, and lacks mean"),
+        ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"mean of shape \(3,\), a covariance of shape \(2, 2\)"),
+    ):
+        np.savez(tmp_path / "b.npz", **arrays)
+        with pytest.raises(ValueError, match=f"b.npz holds no reference statistics.*{words}.*mu and sigma"):
+            GaussianStats.load(tmp_path / "b.npz")
+
+
+def test_statistics_written_by_others_are_read(tmp_path):
+    """As pytorch-fid writes them: `mu` and `sigma`."""
+    import numpy as np
+
+    fake, real = normal(60, 3, 0), normal(50, 3, 1)
+    own = GaussianStats.of(real)
+    np.savez(tmp_path / "real.npz", mu=own.mean.numpy(), sigma=own.cov.numpy())
+    read = GaussianStats.load(tmp_path / "real.npz")
+    assert torch.equal(read.mean, own.mean) and torch.equal(read.cov, own.cov) and read.source == "real.npz"
+    one, two = (FrechetDistance()(fake, stats)[0] for stats in (own, read))
+    assert one.value == two.value and two.stderr == one.stderr
 
 
 @pytest.mark.parametrize(

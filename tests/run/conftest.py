@@ -96,18 +96,20 @@ def cli(capsys):
 
 @pytest.fixture
 def refused(cli):
-    """The command must fail with `code` and one line on stderr that holds all of `words`."""
+    """The command must fail with `code` and a message on stderr, one line or a table, that holds all of `words`."""
 
     def call(*argv, code=1, words=(), lines=1) -> str:
         answer = cli(*argv)
         assert answer.code == code, (answer.out, answer.err)
         told = answer.err.strip().splitlines()
-        assert len(told) <= lines or lines < 0, answer.err
-        assert told[-1].startswith("sde-score"), answer.err
+        begins = [number for number, line in enumerate(told) if line.startswith("sde-score")]
+        assert begins and (begins[-1] < lines or lines < 0), answer.err
+        assert all(line.startswith("  ") for line in told[begins[-1] + 1 :]), answer.err
         assert "Traceback" not in answer.err
+        message = "\n".join(told[begins[-1] :])
         for word in words:
-            assert str(word) in told[-1], (word, told[-1])
-        return told[-1]
+            assert str(word) in message, (word, message)
+        return message
 
     return call
 

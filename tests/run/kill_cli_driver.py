@@ -62,7 +62,7 @@ def newest(workdir: Path) -> int:
 
 def lines(workdir: Path) -> list[dict]:
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "images_per_second")} for line in found]
+    return [{k: v for k, v in line.items() if k not in ("time", "samples_per_second")} for line in found]
 
 
 def compare(one, other, where: str) -> None:

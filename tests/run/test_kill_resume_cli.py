@@ -45,7 +45,7 @@ def test_interrupted_and_gone_on(digits_config, tmp_path):
         time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=60)
-    assert child.returncode == 1, err
+    assert child.returncode == 130, err
     assert "run the same command again" in err and err.strip().splitlines()[-1] == "sde-score train: interrupted"
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "interrupted"
     assert len(list((tmp_path / "run/checkpoints").glob("step_*.pt"))) == 1

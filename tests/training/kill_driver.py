@@ -115,7 +115,7 @@ def attempt(run_dir: Path, *, seconds: float | None = None, call: int | None = N
 
 def lines(run_dir: Path) -> list[dict]:
     found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "images_per_second")} for line in found]
+    return [{k: v for k, v in line.items() if k not in ("time", "samples_per_second")} for line in found]
 
 
 def compare(one, other, where="") -> None:

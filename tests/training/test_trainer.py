@@ -272,7 +272,7 @@ def test_resume_is_exact_also_with_dropout_and_a_window_cut_in_two(tmp_path):
 
 def timeless(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "images_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("time", "samples_per_second")} for line in lines]
 
 
 def test_bf16_only_inside_the_network():
@@ -436,7 +436,7 @@ def test_actions_validation_and_metrics(tmp_path):
     assert calls == [25], "every = 0: after the last step only"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 10, 20, 20, 25, 25]
-    assert lines[0].keys() >= {"step", "time", "loss", "lr", "grad_norm", "samples", "skipped", "images_per_second"}
+    assert lines[0].keys() >= {"step", "time", "loss", "lr", "grad_norm", "samples", "skipped", "samples_per_second"}
     names = {"loss", "loss/logsnr<-2", "loss/logsnr-2..2", "loss/logsnr>2"}
     assert lines[1].keys() == {"step", *(f"{prefix}/{name}" for prefix in ("val", "val_raw") for name in names)}
     assert validation(trainer.state) == validation(trainer.state), "fixed noise, fixed times"
@@ -500,7 +500,7 @@ def test_killed_between_the_checkpoint_and_what_is_due_after_it(tmp_path, step, 
         )  # fmt: skip
         trainer.run()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return trainer, [{k: v for k, v in e.items() if k not in ("time", "images_per_second")} for e in lines]
+        return trainer, [{k: v for k, v in e.items() if k not in ("time", "samples_per_second")} for e in lines]
 
     whole, expected = run(tmp_path / "whole", False)
     try:
@@ -561,4 +561,4 @@ def test_progress_line_off_a_terminal(monkeypatch):
     monkeypatch.setattr(TrainingProgress.__init__, "__defaults__", (0.0,))
     trainer = make(steps=3, progress=True)
     trainer.run()
-    assert trainer.said[0].startswith("step 1 of 3: loss ") and trainer.said[0].endswith("images/s")
+    assert trainer.said[0].startswith("step 1 of 3: loss ") and trainer.said[0].endswith("samples/s")
