@@ -55,7 +55,7 @@ def _eight_bits(values: np.ndarray, white: int) -> np.ndarray:
     if low < 0 or high > white:
         raise ValueError(
             f"holds numbers from {low} to {high}, where black is 0 and white is {white}. Say how many levels there "
-            "are: folder(path=..., levels=...); or save such data as a .npy array and use `array(path=...)`"
+            f"are: {_flag(1 << max(high, 1).bit_length())}; or save such data as a .npy array"
         )
     return ((values * 255 + white // 2) // white).astype(np.uint8)
 
@@ -71,9 +71,13 @@ def levels_of(top: int, name: str) -> int:
         return 2**16
     raise ValueError(
         f"{name} holds integers up to {top}, and the file does not say which number is white. Say how many levels "
-        f"there are: --config.data.name=\"folder(path='...', levels={1 << top.bit_length()})\"; or save such data "
-        "as a .npy array."
+        f"there are: {_flag(1 << top.bit_length())}; or save such data as a .npy array."
     )
+
+
+def _flag(levels: int) -> str:
+    """Where a number of levels is said; the configuration's key is one of arrays too, which have at most 65536."""
+    return f"--config.data.levels={levels}" if levels <= 2**16 else f"folder(path=..., levels={levels})"
 
 
 # --- transparency
@@ -160,7 +164,7 @@ def decode(image: Image, levels: int | None = None, undeclared: int | None = Non
     tags = getattr(image, "tag_v2", {})
     if image.mode == "F" or (image.mode == "L" and tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED):
         kind = "floating-point" if image.mode == "F" else "signed"
-        raise ValueError(f"holds {kind} values; save such data as a .npy array and use `array(path=...)`")
+        raise ValueError(f"holds {kind} values; save such data as a .npy array")
     if image.mode == "LAB":
         raise ValueError("holds L*a*b* colours of an unknown white. Convert it to RGB")
     if image.mode in ("L", "RGB") and key is None and alpha is None:

@@ -256,6 +256,8 @@ def add_jpegs_and_webps():
         add(f"jpeg grey{name}", ".jpg", written(GREY, "JPEG", quality=95, **settings), GREY, 6)
         data = written(COLOUR, "JPEG", quality=95, subsampling=0, **settings)
         add(f"jpeg colour{name}", ".jpg", data, COLOUR, 12)
+    data = written(COLOUR, "JPEG", quality=95, subsampling=0, exif=b"Exif\0\0no such thing")
+    add("jpeg damaged exif", ".jpg", data, COLOUR, 12)
     add("jpeg grey stored as colour", ".jpg", written(np.dstack([GREY] * 3), "JPEG", quality=95), GREY, 6)
     inks = np.dstack([COLOUR, 255 - GREY])
     dry = np.rint((255.0 - COLOUR) * GREY[..., None] / 255).astype(np.uint8)
@@ -415,8 +417,9 @@ def test_what_cannot_be_known_is_refused_by_name(tmp_path, name):
 def test_levels_say_what_a_file_does_not(tmp_path):
     """12 bits kept in 16 or 32: neither the file nor the values tell, so 32 bits are refused without `levels`."""
     picture = Picture(".tif", AMBIGUOUS, np.rint((DEEP // 16).astype(int) * 255 / 4095).astype(np.uint8))
-    with pytest.raises(ValueError, match=r"b.tif holds integers up to \d{4}, .*levels=4096"):
+    with pytest.raises(ValueError, match=r"b.tif holds integers up to \d{4}, .*--config.data.levels=4096"):
         load_twice(tmp_path, picture)
+    assert np.array_equal(load_twice(tmp_path, picture, levels=4096)[0], picture.values)
     spec = f"folder(path={str(tmp_path)!r}, levels=4096, holdout=0.5)"
     assert np.array_equal(load_dataset(spec).train[[0]].x[0, 0].numpy(), picture.values)
     for k in "ab":
@@ -429,6 +432,21 @@ def test_levels_say_what_a_file_does_not(tmp_path):
         (tmp_path / f"{k}.tif").write_bytes(tiff(GREY.tobytes(), [8], 1))
     with pytest.raises(ValueError, match=r"levels=4096.* is for images of more than 8 bits, and .* holds none"):
         load_dataset(spec)
+
+
+@pytest.mark.parametrize(
+    "top, white", [(1, 255), (255, 255), (256, None), (32767, None), (32768, 65535), (65535, 65535), (65536, None)]
+)
+def test_the_depth_of_values(tmp_path, top, white):
+    """Up to 255 they are of 8 bits; where they need 16, of 16; between and above nothing tells."""
+    values = np.array([[0, top // 2, top]])
+    picture = Picture(".tif", tiff(values.astype("<i4").tobytes(), [32], 1, form=2, size=(1, 3)), values)
+    if white is None:
+        flag = f"--config.data.levels={1 << top.bit_length()}" if top < 65536 else r"folder\(path=..., levels=131072\)"
+        with pytest.raises(ValueError, match=f"up to {top}, and the file does not say which number is white.*{flag}"):
+            load_twice(tmp_path, picture)
+    else:
+        assert np.array_equal(load_twice(tmp_path, picture)[0], np.rint(values * 255 / white))
 
 
 def test_depth_is_that_of_all_pictures_together(tmp_path):
