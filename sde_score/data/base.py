@@ -367,7 +367,7 @@ def load_dataset(
         on_error: `"raise"` or `"skip"`: what to do about a broken image, or a sample that is not finite.
         frames: `"first"` or `"all"`: what to take of a file that holds several images.
         layout: order of an array's axes, for example `"NHWC"`.
-        levels: how many grey levels an array of whole numbers has.
+        levels: how many grey levels an array of whole numbers has, or images of more than 8 bits.
         columns: the columns of a table, or the numbers of vectors, that are kept: by name, or by number from 0.
         max_pixels: images of more pixels than these are refused before they are decoded; default 2^26.
         memory_gb: how much decoded data may be kept in memory.
