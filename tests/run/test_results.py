@@ -75,7 +75,8 @@ def test_a_tag_that_is_taken_keeps_what_it_named(run, capsys):
 
 
 @pytest.mark.parametrize(
-    "tag", ["../../evil", "a/b", "a\\b", "..", ".", "", ".hidden", "-x", "a b", "a\0", "/abs", "x_trajectory", "x" * 300]
+    "tag",
+    ["../../evil", "a/b", "a\\b", "..", ".", "", ".hidden", "-x", "a b", "a\0", "/abs", "x_trajectory", "x" * 300],
 )
 def test_a_tag_is_a_plain_name(cli, digits_run, tag):
     with pytest.raises(ValueError, match="plain name"):
@@ -304,7 +305,8 @@ def test_older_weights_come_last_and_are_marked(run):
     likelihood(run, num=2)
     page = write_run_report(run).read_text()
     of = "Of the first 2 of 297 test samples, seed 0, weights of step"
-    assert page.index(f"{of} 20") < page.index(f"{of} 10") and "(older weights, of step 10)" in page and "(older weights, of step 20)" not in page
+    assert page.index(f"{of} 20") < page.index(f"{of} 10")
+    assert "(older weights, of step 10)" in page and "(older weights, of step 20)" not in page
 
 
 def test_a_report_that_fails_costs_no_result(cli, run, monkeypatch):
