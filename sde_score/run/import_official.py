@@ -96,8 +96,10 @@ def export_official(
 ) -> None:
     """Write the newest checkpoint of a run (or `checkpoint`) as an original `.pth` file, with model, EMA and step.
 
-    Raises `ValueError` for a network that the original release does not have.
+    Raises `ValueError` for a network that the original release does not have, and for another suffix.
     """
+    if Path(path).suffix.lower() not in (".pth", ".pt"):
+        raise ValueError(f"A checkpoint of the original release is written as .pth; got {str(path)!r}.")
     raw, averaged = (load(workdir, checkpoint=checkpoint, ema=ema, plugins=plugins) for ema in (False, True))
     save_official(
         path,
