@@ -67,8 +67,11 @@ def checked(key: str, value: Any, kind: type) -> Any:
     }.get(kind, isinstance(value, kind))
     limits = KEYS[key].limits if key in KEYS else None
     if not fits or (limits and not limits[1](value)):
-        wanted = _KINDS.get(kind, kind.__name__) + (f", {limits[0]}" if limits else "")
+        kinds = "" if kind is object else _KINDS.get(kind, kind.__name__)
+        wanted = ", ".join(filter(None, (kinds, limits[0] if limits else "")))
         raise SettingError(f"config.{key}={_shown(value)} cannot be: it must be {wanted}.{_hint(kind, value)}")
+    if kind is object:
+        return tuple(value) if isinstance(value, list) else value
     return kind(value) if kind in _KINDS else value
 
 

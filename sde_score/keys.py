@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,22 @@ def _above(low: float) -> Limits:
     return f"above {low}", lambda value: value > low
 
 
+def _between(low: int, high: int) -> Limits:
+    return f"at least {low} and at most {high}", lambda value: low <= value <= high
+
+
 def _below_one(low: str) -> Limits:
     return f"{low} 0 and below 1", lambda value: (0 < value if low == "above" else 0 <= value) and value < 1
 
 
 def _one_of(*texts: str) -> Limits:
     return f"{', '.join(map(repr, texts[:-1]))} or {texts[-1]!r}", lambda value: value in texts
+
+
+def _is_size(value: Any) -> bool:
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    whole = all(isinstance(n, numbers.Integral) and not isinstance(n, bool) and 1 <= n <= 10**12 for n in pair)
+    return len(pair) == 2 and whole
 
 
 @dataclass(frozen=True)
@@ -70,13 +81,25 @@ KEYS: dict[str, Key] = {
     "model.class_conditional": Key(False, "the network is told `y`, the class"),
     "model.conditions": Key((), "names of further conditions of the data that it is told, such as ('angle',)"),
     "data.name": Key(
-        "digits", "a registered set, or a path: folder or .zip of images, .npy or .npz", component="datasets"
+        "digits",
+        "a registered set, or a path: folder, .zip or .tar of images, .npy, .npz, .csv, .tsv, .parquet",
+        component="datasets",
     ),
     "data.root": Key(str, "where downloads lie; default $SDE_SCORE_DATA or ./datasets"),
-    "data.image_size": Key(int, "images are cropped and resized to so many pixels", _at_least(1)),
+    "data.image_size": Key(
+        object,
+        "images are cropped and resized to so many pixels: a number, or (height, width)",
+        ("a whole number of at least 1, or two: (height, width)", _is_size),
+    ),
     "data.channels": Key(int, "1 or 3; default: as the images are", _at_least(1)),
     "data.holdout": Key(float, "share kept for testing where there is no official split", _below_one("above")),
-    "data.on_error": Key(str, "what to do about a broken image", _one_of("raise", "skip")),
+    "data.on_error": Key(
+        str, "what to do about a broken image, or a sample that is not finite", _one_of("raise", "skip")
+    ),
+    "data.frames": Key(str, "of a file that holds several images", _one_of("first", "all")),
+    "data.layout": Key(str, "order of an array's axes, such as NHWC"),
+    "data.levels": Key(int, "how many grey levels an array of whole numbers has", _between(2, 2**16)),
+    "data.columns": Key((), "of a table, by name, or of vectors, by number, those that are kept; (): all"),
     "data.download": Key(bool, "whether a missing data set may be fetched"),
     "data.centered": Key(True, "images scaled to [-1, 1]; False: [0, 1]"),
     "data.uniform_dequantization": Key(True, "uniform noise within a grey level, which gives images a density"),
@@ -99,8 +122,8 @@ KEYS: dict[str, Key] = {
     "training.log_freq": Key(100, "steps between lines of metrics", _at_least(1)),
     "training.eval_freq": Key(5000, "steps between validation losses; 0: after the last step only", _at_least(0)),
     "training.eval_samples": Key(512, "held-out samples of a validation loss", _at_least(1)),
-    "training.snapshot_freq": Key(10_000, "steps between sample grids; 0: after the last step only", _at_least(0)),
-    "training.snapshot_samples": Key(64, "samples of a grid", _at_least(1)),
+    "training.snapshot_freq": Key(10_000, "steps between sample grids, and at the end; 0: none", _at_least(0)),
+    "training.snapshot_samples": Key(64, "samples of a grid; 0: no grids", _at_least(0)),
     "training.checkpoint_freq": Key(5000, "steps between checkpoints; 0: after the last step only", _at_least(0)),
     "training.keep_checkpoints": Key(3, "the newest so many stay", _at_least(1)),
     "training.tensorboard": Key(True, "write TensorBoard events too"),

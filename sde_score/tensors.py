@@ -27,6 +27,12 @@ def rows(x: Tensor) -> Tensor:
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on a device; float64 becomes float32 on one that does not know it."""
+    x = x.float() if device.type == "mps" and x.dtype == torch.float64 else x
+    return x.to(device, non_blocking=True)
+
+
 def sum_except_batch(x: Tensor) -> Tensor:
     """Sum over everything but the first axis: `(B, *) -> (B,)`."""
     return rows(x).sum(1)

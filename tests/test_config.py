@@ -37,6 +37,16 @@ def test_every_number_has_a_range_and_every_key_a_meaning():
             make_config(**with_value(key, facts.default))
 
 
+def test_an_image_size_is_a_number_or_a_pair():
+    for size in (20, (20, 28), [20, 28]):
+        config = make_config(data={"image_size": size})
+        assert config.data.image_size == (20 if size == 20 else (20, 28))
+        assert from_json(to_json(config)).data.image_size == config.data.image_size
+    for wrong in (0, True, 2.5, "big", (20,), (20, 28, 3), (20, 0), (20, "28")):
+        with pytest.raises(ValueError, match=r"config.data.image_size=.*whole number of at least 1, or two: \(height"):
+            make_config(data={"image_size": wrong})
+
+
 @pytest.mark.parametrize("key", NUMBERS)
 def test_what_is_no_number_and_what_is_out_of_range(key):
     wrong = [True, "7", [1], math.nan, math.inf, -math.inf]

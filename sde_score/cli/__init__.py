@@ -12,12 +12,14 @@ from absl import flags
 from sde_score import words
 from sde_score.cli import commands as _commands  # noqa: F401  (registers them)
 from sde_score.cli import configuration as _configuration  # noqa: F401
+from sde_score.cli import data as _data  # noqa: F401
 from sde_score.cli.arguments import COMMANDS, UsageError
 from sde_score.registry import SettingError, suggest
 
 TOP = """usage: sde-score COMMAND [flags]
 
   train       train a score model, or go on where it stopped
+  data        show what would be read from a path, and how it would be trained on
   sample      draw samples from a run
   likelihood  log-likelihoods and bits/dim by the probability-flow ODE
   evaluate    compare samples with the test data

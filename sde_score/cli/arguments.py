@@ -18,13 +18,13 @@ from sde_score.registry import suggest
 if TYPE_CHECKING:
     from sde_score.run.run import Run
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {}
+COMMANDS: dict[str, Callable[[list[str]], object]] = {}
 
 
 def command(name: str) -> Callable:
     """Register a function of the words after `sde-score NAME`."""
 
-    def register(function: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    def register(function: Callable[[list[str]], object]) -> Callable[[list[str]], object]:
         COMMANDS[name] = function
         return function
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -47,7 +46,7 @@ def train(argv: list[str]) -> None:
         )
     from sde_score.run import train as run_train
     from sde_score.run.automatic import fitting
-    from sde_score.run.report import write_run_report
+    from sde_score.run.report import try_report
     from sde_score.training import distributed
 
     if values.minutes is not None:
@@ -68,10 +67,10 @@ def train(argv: list[str]) -> None:
         )
     if not distributed.launched_as_main():
         return
-    report = write_run_report(run)
+    report = try_report(run, redraw=True)
     lines = [
         f"{result.status} at step {result.step} after {result.seconds:.0f} s; {result.skipped} steps skipped",
-        f"report: {report}",
+        *report_line(report),
     ]
     finish(
         values,
@@ -80,12 +79,17 @@ def train(argv: list[str]) -> None:
             "step": result.step,
             "seconds": result.seconds,
             "workdir": str(run.workdir),
-            "report": str(report),
+            "report": report and str(report),
         },
         lines,
     )
     if result.status == "interrupted":
         raise KeyboardInterrupt
+
+
+def report_line(report: Path | None) -> list[str]:
+    """Where the report is, if it could be written."""
+    return [] if report is None else [f"report: {report}"]
 
 
 @command("sample")
@@ -94,37 +98,56 @@ def sample(argv: list[str]) -> None:
 
     def define(values):
         run_flags(values)
-        flags.DEFINE_integer("num", 64, "how many", lower_bound=1, flag_values=values)
+        flags.DEFINE_integer("num", None, "how many; default: 64, of vectors 1000", lower_bound=1, flag_values=values)
         flags.DEFINE_integer("seed", 0, "sample i depends on (seed, i) only", lower_bound=0, flag_values=values)
-        flags.DEFINE_list("labels", [], "classes of a class-conditional model", flag_values=values)
-        flags.DEFINE_string("tag", None, "name of the files; default: the method", flag_values=values)
+        flags.DEFINE_list("labels", [], "classes, as the data name them, of a model that is told", flag_values=values)
+        flags.DEFINE_string("tag", None, "name of the files; default: what the samples are", flag_values=values)
         flags.DEFINE_bool("trajectory", True, "a strip and an animation from noise to data", flag_values=values)
+        flags.DEFINE_string("movie", None, "a movie from noise to data: a .gif or .mp4 to write", flag_values=values)
+        flags.DEFINE_integer("frames", None, "states kept on the way; default: 12, of a movie 60", flag_values=values)
 
     values = parse("sample", argv, define)
-    try:
-        labels = [int(v) for v in values.labels]
+    from sde_score.run.results import check_tag
+    from sde_score.visual.images import check_movie
+
+    try:  # before anything is drawn
+        if values.tag is not None:
+            check_tag(values.tag)
+        if values.movie is not None:
+            check_movie(values.movie)
     except ValueError as error:
-        raise UsageError(f"--labels are class numbers, such as --labels=0,1; got {','.join(values.labels)}") from error
+        raise UsageError(f"--{'tag' if 'tag' in str(error) else 'movie'}: {error}") from error
+    if values.frames is not None and values.frames < 2:
+        raise UsageError(f"--frames must be at least 2; got {values.frames}")
+    if values.frames is not None and not values.trajectory and values.movie is None:
+        raise UsageError("--frames are those of a trajectory; leave out --notrajectory, or write --movie=FILE.gif")
     run = need_run(values, "sample")
-    from sde_score.run.report import write_run_report
+    from sde_score.run.report import try_report
+    from sde_score.run.results import costs_nothing
+    from sde_score.run.sample import TRAJECTORY_FRAMES, save_samples
     from sde_score.run.sample import sample as run_sample
-    from sde_score.run.sample import sampler_tag, save_samples
     from sde_score.training import distributed
+
+    frames = values.frames or (60 if values.movie else TRAJECTORY_FRAMES)
 
     with distributed.processes(run.config.device):
         samples = run_sample(
             run,
-            values.num,
+            (1000 if run.info.kind == "vector" else 64) if values.num is None else values.num,
             seed=values.seed,
-            labels=labels or None,
+            labels=values.labels or None,
             progress=not values.json,
-            trajectory=values.trajectory,
+            trajectory=frames if values.trajectory or values.movie else False,
         )
         main = distributed.is_main()
     if not main:
         return
-    files = save_samples(samples, run, values.tag or sampler_tag(run))
-    files["report"] = str(write_run_report(run, redraw=False))
+    files = save_samples(samples, run, values.tag)
+    if values.movie is not None:
+        with costs_nothing(f"The movie {values.movie}"):
+            files["movie"] = str(samples.save(values.movie))
+    if report := try_report(run):
+        files["report"] = str(report)
     facts = samples.facts
     lines = [
         f"{facts['num']} samples, {facts['nfe']} score evaluations each, {facts['seconds']} s",
@@ -134,7 +157,7 @@ def sample(argv: list[str]) -> None:
 
 
 @command("likelihood")
-def likelihood(argv: list[str]) -> None:
+def likelihood(argv: list[str]) -> dict | None:
     """Log-likelihoods of held-out data by the probability-flow ODE: bits/dim for images, nats for continuous data."""
 
     def define(values):
@@ -145,11 +168,18 @@ def likelihood(argv: list[str]) -> None:
             "repeats", 1, "passes with fresh dequantisation and probes", lower_bound=1, flag_values=values
         )
         flags.DEFINE_integer("seed", 0, "of dequantisation and probes", lower_bound=0, flag_values=values)
+        flags.DEFINE_string("per_sample", None, "a .csv or .npz for the values of each sample", flag_values=values)
 
     values = parse("likelihood", argv, define)
+    from sde_score.run.results import check_table, write_table
+
+    try:
+        table = None if values.per_sample is None else check_table(values.per_sample)
+    except ValueError as error:
+        raise UsageError(f"--per_sample: {error}") from error
     run = need_run(values, "likelihood")
     from sde_score.run.evaluate import likelihood as run_likelihood
-    from sde_score.run.report import write_run_report
+    from sde_score.run.report import try_report
     from sde_score.training import distributed
 
     with distributed.processes(run.config.device):
@@ -158,9 +188,12 @@ def likelihood(argv: list[str]) -> None:
         )
         main = distributed.is_main()
     if not main:
-        return
-    report = write_run_report(run, redraw=False)
-    finish(values, found, [*likelihood_lines(found), f"report: {report}"])
+        return None
+    written = [found["file"], *found["per_sample_files"]]
+    if table is not None:
+        written.append(str(write_table(table, found.per_sample)))
+    finish(values, found, [*likelihood_lines(found), f"files: {', '.join(written)}", *report_line(try_report(run))])
+    return found
 
 
 def likelihood_lines(found: dict) -> list[str]:
@@ -182,34 +215,59 @@ def likelihood_lines(found: dict) -> list[str]:
 
 
 @command("evaluate")
-def evaluate(argv: list[str]) -> None:
+def evaluate(argv: list[str]) -> dict | None:
     """Compare samples with the test data in a feature space, and show the loss by noise level."""
 
     def define(values):
         run_flags(values)
         flags.DEFINE_integer("seed", 0, "of the samples", lower_bound=0, flag_values=values)
+        flags.DEFINE_string(
+            "samples", None, "samples drawn before: a name in the run directory, or an .npz file", flag_values=values
+        )
 
     values = parse("evaluate", argv, define)
+    if values.samples is not None and values["seed"].present:
+        raise UsageError("--seed is that of new samples; --samples are there already: leave one of them out")
+    for key in values.given if values.samples is not None else ():
+        if key.startswith("sampling."):
+            raise UsageError(f"--config.{key} is for new samples; --samples are there already: leave one of them out")
     run = need_run(values, "evaluate")
     from sde_score.run.evaluate import evaluate as run_evaluate
-    from sde_score.run.report import write_run_report
+    from sde_score.run.report import try_report
     from sde_score.training import distributed
 
     with distributed.processes(run.config.device):
-        found = run_evaluate(run, seed=values.seed, progress=not values.json)
+        found = run_evaluate(run, seed=values.seed, progress=not values.json, samples=values.samples)
         main = distributed.is_main()
     if not main:
-        return
-    report = write_run_report(run, redraw=False)
-    finish(values, found, [*evaluation_lines(found), f"report: {report}"])
+        return None
+    finish(values, found, [*evaluation_lines(found), f"file: {found['file']}", *report_line(try_report(run))])
+    return found
 
 
 def evaluation_lines(found: dict) -> list[str]:
     """An evaluation in words."""
-    lines = [f"{found['num']} samples, features: {found['features']}; beside each figure that of the training data"]
-    for mine, reference in zip(found["metrics"]["model"], found["metrics"]["training data"]):
-        shown = [f"{m['value']:.4g}" if m.get("value") is not None else str(m.get("error")) for m in (mine, reference)]
-        lines.append(f"  {mine['name']:<24} {shown[0]:>12} {shown[1]:>12}")
+    from sde_score.run.evaluate import AS_MANY, HELD_OUT
+
+    def shown(metric: dict | None) -> str:
+        value = (metric or {}).get("value")
+        return f"{value:.4g}" if value is not None else "-"
+
+    rows = {who: {m["name"]: m for m in found["metrics"][who]} for who in ("model", AS_MANY, HELD_OUT)}
+    first, second = found["num_reference"]
+    heads = (f"{found['num']}/{found['num_real']}", f"{min(first, found['num'])}/{second}", f"{first}/{second}")
+    lines = [
+        f"{found['num']} samples against {found['num_real']} held-out ones, features: {found['features']}",
+        f"  {'':<24} {'model':>12} {'model':>12} {'held-out':>12}",
+        f"  {'samples/held-out':<24} {heads[0]:>12} {heads[1]:>12} {heads[2]:>12}",
+    ]
+    if found["num"] < found["num_asked"]:
+        lines.append(f"  ({found['num_asked']} samples were asked for; as many as training samples were drawn)")
+    for name in dict.fromkeys(name for row in rows.values() for name in row):
+        cells = [rows[who].get(name) for who in rows]
+        lines.append(f"  {name:<24} " + " ".join(f"{shown(cell):>12}" for cell in cells))
+        reasons = dict.fromkeys(cell["error"] for cell in cells if cell and cell.get("error"))
+        lines += [f"      no value: {reason}" for reason in reasons]
     return lines
 
 
@@ -348,21 +406,16 @@ def quickstart(argv: list[str]) -> None:
     values = parse("quickstart", argv, define, config=False, plugins=False)
     base = [f"--workdir={values.workdir}"]
     # with --json the words of the parts go to stderr, and only the result to stdout
+    folder = Path(values.workdir)
     with contextlib.redirect_stdout(sys.stderr) if values.json else contextlib.nullcontext(), _few_threads():
         train(["--config=digits", *base])
         sample([*base, "--num=100", "--tag=pc"])
         sample([*base, "--num=100", "--tag=ode", "--config.sampling.method=ode"])
-        likelihood(base)
-        evaluate(base)
-    folder = Path(values.workdir)
+        found = {"likelihood": likelihood(base), "evaluation": evaluate(base)}
     pictures = [
         str(p)
         for pattern in ("samples/p*.png", "samples/ode*.png", "plots/*.png")
         for p in sorted(folder.glob(pattern))
     ]
-    found = {
-        name: json.loads((folder / file).read_text())
-        for name, file in (("likelihood", "likelihood/test.json"), ("evaluation", "eval/metrics.json"))
-    }
     result = {"workdir": str(folder), "pictures": pictures, "report": str(folder / "report.html")} | found
     finish(values, result, ["", "pictures:", *(f"  {p}" for p in pictures), "report:", f"  {folder / 'report.html'}"])

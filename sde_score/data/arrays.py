@@ -1,4 +1,4 @@
-"""The user's own arrays: `.npy`, `.npz`, or tensors at hand. Images, vectors, series and volumes.
+"""The user's own arrays, tensors, data frames and data sets at hand. Images, vectors, series and volumes.
 
 An array is put into shape and type batch by batch: it is held as it is, a `.npy` file not even that.
 """
@@ -6,20 +6,18 @@ An array is put into shape and type batch by batch: it is held as it is, a `.npy
 from __future__ import annotations
 
 import math
-import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sde_score.data.base import DATASETS, MAX_PIXELS, DataSplits, Split, chunks_of, split_off
+from sde_score.data.base import DataSplits, Split, Subset, chunks_of, split_off
+from sde_score.data.conversion import Array, as_array, as_labels, as_tensor, check_dtype, from_dataset
 from sde_score.data.info import Condition, DataInfo
+from sde_score.registry import suggest
 
 # Axes of the whole array -> the order that makes one sample channels-first; "+" is a new channel axis.
 LAYOUTS = {
@@ -27,8 +25,15 @@ LAYOUTS = {
     "NCHW": "NCHW", "NHWC": "NCHW", "NHW": "N+HW",
     "NCDHW": "NCDHW", "NDHWC": "NCDHW", "NDHW": "N+DHW",
 }  # fmt: skip
-X_KEYS = ("x", "images", "data", "arr_0")
-Y_KEYS = ("y", "labels", "targets", "arr_1")
+
+
+class Rows(Protocol):
+    """Samples `(N, *)` that are read by a slice or by numbers: an array, a tensor, a mapped file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: Any, /) -> Array: ...
 
 
 def _guess_layout(shape: tuple[int, ...], discrete: bool, what: str) -> str:
@@ -49,39 +54,28 @@ def _guess_layout(shape: tuple[int, ...], discrete: bool, what: str) -> str:
         raise ValueError(f"{what} has shape {shape}: the first axis counts the samples, and a sample has 1 to 4 axes.")
     raise ValueError(
         f"{what} has shape {shape}: which axis holds the channels is not clear. Say it: layout='{fitting[0]}' (one of "
-        f"{', '.join(fitting)})."
+        f"{', '.join(fitting)}), for a file --config.data.layout={fitting[0]}."
     )
 
 
-def _as_tensor(values: Any) -> Tensor:
-    """Numbers as a tensor, without a copy where torch can take them as they are."""
-    if isinstance(values, np.ndarray):
-        dtype = values.dtype
-        if dtype.kind not in "biufc":
-            raise ValueError(f"The array holds {dtype}, which are not numbers.")
-        if dtype.kind == "u" and dtype.itemsize > 1:  # torch computes little with wider unsigned types
-            dtype = np.dtype(np.int64)
-        elif dtype.kind == "f" and dtype.itemsize > 8:
-            dtype = np.dtype(np.float64)
-        # torch takes the machine's byte order only, no negative strides, and no memory it may not write to
-        values = np.ascontiguousarray(values, dtype=dtype.newbyteorder("="))
-        values = values if values.flags.writeable else values.copy()
-    return torch.as_tensor(values)
+class Columns:
+    """Some of the numbers of vectors `(N, D)`, in the order asked for."""
 
+    is_lazy = True
 
-class _MappedFile:
-    """The array of a `.npy` file; each reading maps it anew, so that what was read does not stay in memory."""
+    def __init__(self, rows: Rows, chosen: Sequence[int]) -> None:
+        self.rows, self.chosen = rows, list(chosen)
+        self.shape = (rows.shape[0], len(self.chosen))
+        self.dtype = rows.dtype
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int, order: str) -> None:
-        self.path, self.shape, self.dtype = path, shape, dtype
-        self.settings: dict[str, Any] = dict(shape=shape, dtype=dtype, offset=offset, order=order)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        return np.array(np.memmap(self.path, mode="r", **self.settings)[rows])
+    def __getitem__(self, rows: Any) -> Array:
+        return self.rows[rows][:, self.chosen]
 
 
 class ArraySplit(Split):
-    """The samples of an array, made uint8 levels or float32 values, channels first, when they are read.
+    """The samples of an array, made uint8 levels or real values, channels first, when they are read.
+
+    Values are float64 where the array is, and float32 otherwise.
 
     Args:
         rows: an array, a tensor or a mapped file, `(N, *)`.
@@ -91,114 +85,139 @@ class ArraySplit(Split):
         name: for messages.
     """
 
-    def __init__(self, rows: Any, layout: str, discrete: bool, cond: Mapping[str, Tensor], *, name: str) -> None:
+    def __init__(self, rows: Rows, layout: str, discrete: bool, cond: Mapping[str, Tensor], *, name: str) -> None:
         self.rows, self.layout, self.cond, self.name = rows, layout, dict(cond), name
-        self.dtype = torch.uint8 if discrete else torch.float32
+        wide = as_tensor(rows[:1]).dtype == torch.float64
+        self.dtype = torch.uint8 if discrete else torch.float64 if wide else torch.float32
 
     def __len__(self) -> int:
         return self.rows.shape[0]
 
     def _read(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen = self.rows[indices] if isinstance(self.rows, Tensor) else self.rows[indices.numpy()]
-        x = _as_tensor(chosen).to(self.dtype)
-        target = LAYOUTS[self.layout]
+        x = as_tensor(self.rows[indices] if isinstance(self.rows, Tensor) else self.rows[indices.numpy()])
+        x, target = x.to(self.dtype), LAYOUTS[self.layout]
         x = x.unsqueeze(1) if "+" in target else x.permute([self.layout.index(axis) for axis in target])
         return x.contiguous(), {name: values[indices] for name, values in self.cond.items()}
 
 
-def _choose_layout(rows: Any, layout: str | None, what: str) -> str:
+def _choose_layout(rows: Rows, layout: str | None, discrete: bool, what: str) -> str:
     shape = tuple(rows.shape)
-    layout = layout or _guess_layout(shape, _as_tensor(rows[:1]).dtype in (torch.uint8, torch.bool), what)
+    layout = layout or _guess_layout(shape, discrete, what)
     if layout not in LAYOUTS:
-        raise ValueError(f"Unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
+        raise ValueError(f"Unknown layout {layout!r}.{suggest(layout, LAYOUTS)}")
     if len(layout) != len(shape):
         raise ValueError(f"{what} has shape {shape}, {len(shape)} axes; layout={layout!r} names {len(layout)}.")
     return layout
 
 
-def _check_values(rows: Any, levels: int | None, what: str) -> int | None:
-    """The number of levels of an array, `None` for real numbers; its values are looked through in chunks."""
+def _count_levels(rows: Rows, levels: int | None, what: str) -> int | None:
+    """The number of levels of an array, `None` for real numbers; levels are looked through in chunks."""
     shape = tuple(rows.shape)
     if len(shape) < 2 or math.prod(shape) == 0:
         raise ValueError(
             f"{what} has shape {shape}: it needs samples along the first axis and at least one more axis, none of "
             "length 0."
         )
-    first = _as_tensor(rows[:1])
-    if first.dtype == torch.bool:
+    dtype = as_tensor(rows[:1]).dtype
+    if dtype == torch.bool:
         return 2
-    if first.is_complex():
-        raise ValueError(f"{what} is complex: store the real and the imaginary part as two channels.")
-    if first.is_floating_point():
+    if dtype.is_floating_point:
         if levels is not None:
             raise ValueError(
-                f"{what} holds {first.dtype}: levels={levels} is for integers. Convert to uint8 levels, or leave "
+                f"{what} holds {dtype}: levels={levels} is for integers. Convert to uint8 levels, or leave "
                 "`levels` out."
             )
-        _check_finite(rows, what)
         return None
-    if first.dtype != torch.uint8 and levels is None:
-        raise ValueError(
-            f"{what} holds {first.dtype}: say how many levels there are (levels=17 for 0 .. 16, at most 256), or "
-            "convert it to float32."
-        )
-    levels = levels or 256
-    if first.dtype != torch.uint8 or levels != 256:
-        _check_levels(rows, levels, what)
-    return levels
-
-
-def _chunks(rows: Any) -> Iterator[tuple[int, Tensor]]:
-    """(number of the first sample, some samples), one after the other."""
-    for chunk in chunks_of(rows.shape[0], math.prod(rows.shape[1:])):
-        yield chunk.start, _as_tensor(rows[chunk.start : chunk.stop])
-
-
-def _check_finite(rows: Any, what: str) -> None:
-    bad, first, value = 0, None, None
-    for start, x in _chunks(rows):
-        wrong = ~torch.isfinite(x.to(torch.float32))
-        if wrong.any():
-            bad += int(wrong.flatten(1).any(1).sum())
-            if first is None:
-                place = tuple(wrong.nonzero()[0].tolist())
-                first, value = (start + place[0], *place[1:]), x[place].item()
-    if bad:
-        raise ValueError(
-            f"{what} is NaN, infinite or too large for float32 in {bad} of {rows.shape[0]} samples, first at index "
-            f"{first}: {value}. Repair or remove them."
-        )
-
-
-def _check_levels(rows: Any, levels: int, what: str) -> None:
+    if dtype == torch.uint8 and levels in (None, 256):
+        return 256
     ends = [(int(x.min()), int(x.max())) for _, x in _chunks(rows)]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    if levels is None:
+        kind = str(getattr(rows, "dtype", dtype)).removeprefix("torch.")
+        count = max(2, high + 1)
+        grey = f" If they are grey levels, say how many: levels={count}, for a file --config.data.levels={count}."
+        raise ValueError(
+            f"{what} holds whole numbers from {low} to {high} ({kind}).{grey if 0 <= low and high < 256 else ''} If they "
+            "are measurements, convert them: x.astype('float32')."
+        )
     if low < 0 or high >= levels or not 2 <= levels <= 256:
         raise ValueError(
             f"{what} holds values from {low} to {high}; levels={levels} stands for 0 .. {levels - 1}, and 2 to 256 "
             "levels are possible."
         )
+    return levels
 
 
-def _as_labels(values: Any, n: int, what: str) -> Tensor:
-    y = _as_tensor(values)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.is_floating_point() or y.is_complex() or y.ndim != 1 or len(y) != n or int(y.min()) < 0:
+def _chunks(rows: Rows) -> Iterator[tuple[int, Tensor]]:
+    """(number of the first sample, some samples), one after the other."""
+    for chunk in chunks_of(rows.shape[0], math.prod(rows.shape[1:])):
+        yield chunk.start, as_tensor(rows[chunk.start : chunk.stop])
+
+
+def _finite_samples(rows: Rows, skip: bool, columns: Sequence[str] | None, what: str) -> Tensor | None:
+    """The numbers of the samples that are finite in float32, `None` for all of them.
+
+    Raises `ValueError` naming the first that is not, unless they are to be skipped: then how many are is said.
+    """
+    bad, first, value = [], None, None
+    for start, x in _chunks(rows):
+        wrong = ~torch.isfinite(x.to(torch.float32))
+        if wrong.any():
+            bad.append(start + wrong.flatten(1).any(1).nonzero()[:, 0])
+            if first is None:
+                place = tuple(wrong.nonzero()[0].tolist())
+                first, value = (start + place[0], *place[1:]), x[place].item()
+    if first is None:
+        return None
+    n, numbers = rows.shape[0], torch.cat(bad)
+    named = f" (column {columns[first[1]]!r})" if columns is not None and len(first) == 2 else ""
+    said = (
+        f"{what} is NaN, infinite or too large for float32 in {len(numbers)} of {n} samples, first at index "
+        f"{first}{named}: {value}."
+    )
+    if not skip:
         raise ValueError(
-            f"The labels of {what} must be {n} integers from 0 up, shape ({n},); got {y.dtype} {tuple(y.shape)}."
+            f"{said} Repair these samples, or leave them out: x[numpy.isfinite(x).reshape(len(x), -1).all(1)], for a "
+            "file --config.data.on_error=skip."
         )
-    return y
+    if len(numbers) == n:
+        raise ValueError(f"{said} No sample is left.")
+    warnings.warn(f"{said} They are left out.", stacklevel=4)
+    kept = torch.ones(n, dtype=torch.bool)
+    kept[numbers] = False
+    return kept.nonzero()[:, 0]
 
 
-def _gather_conditions(y: Any, cond: Mapping[str, Any] | None, n: int, what: str) -> dict[str, Tensor]:
+def _gather_conditions(y: Any, cond: Mapping[str, Any] | None, n: int, what: str) -> dict[str, Tensor | list[str]]:
     """Classes `y` and other conditions as one mapping, not yet converted."""
-    found = {name: _as_tensor(values) for name, values in (cond or {}).items()}
+    found: dict[str, Tensor | list[str]] = {}
+    for name, values in (cond or {}).items():
+        text = _is_text(values)
+        said = f"The condition {name!r} of {what}"
+        found[name] = as_labels(values, n, said) if text else as_tensor(as_array(values, said))
     if y is not None:
         if "y" in found:
             raise ValueError(f"{what}: `y` is given twice, as an argument and in `cond`.")
-        found["y"] = _as_labels(y, n, what)
+        found["y"] = as_labels(y, n, f"The labels of {what}")
     return found
+
+
+def _is_text(values: Any) -> bool:
+    values = values if isinstance(values, (np.ndarray, Tensor)) else np.asarray(values)
+    return isinstance(values, np.ndarray) and (
+        values.dtype.kind in "US" or (values.dtype.kind == "O" and any(isinstance(v, str) for v in values.flat))
+    )
+
+
+def _pixel_range(split: Split, numbers: int = 2**20) -> tuple[float, float] | None:
+    """The 0.5 % and 99.5 % quantiles of the values of a fixed part of a split, `None` for a constant."""
+    size = split[[0]].x.numel()
+    count = min(len(split), max(16, numbers // size))
+    values = split[torch.arange(count) * (len(split) - 1) // max(1, count - 1)].x.double().numpy()
+    low, high = (float(q) for q in np.quantile(values, (0.005, 0.995)))
+    if low == high:  # nearly all values are one
+        low, high = float(values.min()), float(values.max())
+    return (low, high) if low < high else None
 
 
 def from_arrays(
@@ -209,192 +228,125 @@ def from_arrays(
     x_test: Any = None,
     y_test: Any = None,
     cond_test: Mapping[str, Any] | None = None,
+    x_val: Any = None,
+    y_val: Any = None,
+    cond_val: Mapping[str, Any] | None = None,
     conditions: Mapping[str, Condition] | None = None,
+    columns: Sequence[str] | None = None,
     layout: str | None = None,
     levels: int | None = None,
     holdout: float = 0.1,
+    on_error: str = "raise",
     name: str = "array",
 ) -> DataSplits:
-    """A data set from tensors or NumPy arrays, which are not copied.
+    """A data set from arrays, tensors, data frames or a `torch.utils.data.Dataset`.
+
+    Arrays and tensors are not copied; they may be of any order, stride, byte order and width. What they hold in float64
+    stays float64 until it has been centred. A data frame (anything with `columns` and `to_numpy`, of pandas or polars)
+    gives vectors of its columns of numbers; a column called `label`, `class` or the like is the labels. A data set is
+    read once, into memory: its items are samples, pairs `(x, y)` or mappings with `x`.
 
     Args:
         x: `(N, ...)`. uint8 (or integers with `levels`) is discrete data; floats are continuous and will be
             standardised.
-        y: integer labels `(N,)`; the same as `cond={"y": ...}`.
+        y: labels `(N,)`, whole numbers or text; the same as `cond={"y": ...}`. The classes are those that occur.
         cond: what is known of each sample besides, by name, each `(N, *)`: `{"y": classes, "angle": radians}`.
-        x_test, y_test, cond_test: the test part; by default the fraction `holdout` is held out.
+        x_test, y_test, cond_test: the test part; by default the fraction `holdout` is held out, see `hold_out`.
+        x_val, y_val, cond_val: a validation part; it is the test part where there is none.
         conditions: what the entries of `cond` are, where their type and axes do not tell: see `Condition.of`.
+        columns: names of a vector's numbers, or of the channels.
         layout: the order of the axes, such as `"NHWC"`, where the shape does not tell: see `LAYOUTS`.
         levels: number of levels of integer data.
         holdout: fraction kept for testing.
+        on_error: `"skip"` leaves samples out that are not finite, and says how many.
         name: for messages and reports.
 
-    Raises `ValueError` for NaN and infinite values (with their index), values outside the levels, unclear or unequal
-    shapes.
+    Raises `ValueError` for what is not plain real numbers (masked, complex, sparse, text, objects), NaN and infinite
+    values (with their index), values outside the levels, unclear or unequal shapes, test labels that training lacks.
     """
-    held_out = f"the test part of {name}"
-    arrays, known = [(x, y, cond, name)], []
-    if x_test is not None:
-        arrays.append((x_test, y_test, cond_test, held_out))
-    for number, (values, labels, more, what) in enumerate(arrays):
-        if not isinstance(values, (np.ndarray, Tensor, _MappedFile)):
-            values = np.asarray(values)
-        found = _check_values(values, levels, what)
-        if number and found != levels:
-            raise ValueError(f"{name}: only one of the training and the test part holds grey levels.")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"`on_error` is 'raise' or 'skip'; got {on_error!r}.")
+    given = [("train", x, y, cond, name)]
+    for part, values, labels, more in (("val", x_val, y_val, cond_val), ("test", x_test, y_test, cond_test)):
+        if values is not None:
+            given.append((part, values, labels, more, f"the {part} part of {name}"))
+    known: list[_Part] = []
+    for part, values, labels, more, what in given:
+        rows, labels, more, columns = _open(values, labels, more, columns, what)
+        found = _count_levels(rows, levels, what)
+        if known and found != levels:
+            raise ValueError(f"{name}: only one of its parts holds grey levels.")
         levels = found
-        known.append((values, _gather_conditions(labels, more, values.shape[0], what), what))
+        known.append(_Part(part, rows, _gather_conditions(labels, more, rows.shape[0], what), what))
     described = _describe(known, conditions or {}, name)
-    splits = []
-    for part, (values, more, what) in zip(("train", "test"), known):
-        more = {
-            key: described[key].convert(entry, values.shape[0], f"The condition {key!r} of {what}")
-            for key, entry in more.items()
+    splits: dict[str, Split] = {}
+    for one in known:
+        converted = {
+            key: described[key].convert(entry, one.rows.shape[0], f"The condition {key!r} of {one.what}")
+            for key, entry in one.cond.items()
         }
-        order = _choose_layout(values, layout, what)
-        splits.append(ArraySplit(values, order, levels is not None, more, name=f"{name}/{part}"))
-    shapes = [tuple(split[[0]].x.shape[1:]) for split in splits]
-    if len(set(shapes)) > 1:
-        raise ValueError(f"{name}: the test part has samples of shape {shapes[1]}, the training part of {shapes[0]}.")
-    train, test = splits if len(splits) == 2 else split_off(splits[0], holdout, name=name)
-    return DataSplits(train, test, DataInfo(name, shapes[0], levels, conditions=described))
+        order = _choose_layout(one.rows, layout, levels is not None, one.what)
+        split: Split = ArraySplit(one.rows, order, levels is not None, converted, name=f"{name}/{one.part}")
+        kept = None if levels is not None else _finite_samples(one.rows, on_error == "skip", columns, one.what)
+        splits[one.part] = split if kept is None else Subset(split, kept, name=split.name)
+    shapes = {part: tuple(split[[0]].x.shape[1:]) for part, split in splits.items()}
+    for part, shape in shapes.items():
+        if shape != shapes["train"]:
+            raise ValueError(
+                f"{name}: the {part} part has samples of shape {shape}, the training part of {shapes['train']}."
+            )
+    if "test" not in splits:
+        if "val" in splits:
+            splits["test"] = splits.pop("val")
+        else:
+            splits["train"], splits["test"] = split_off(splits["train"], holdout, name=name)
+    shown = _pixel_range(splits["train"]) if levels is None else None
+    info = DataInfo(name, shapes["train"], levels, conditions=described, columns=columns, range=shown)
+    return DataSplits(splits["train"], splits["test"], info, val=splits.get("val"))
 
 
-def _describe(known: list, given: Mapping[str, Condition], name: str) -> dict[str, Condition]:
-    """What each condition is, from the values of both parts."""
-    names = [set(more) for _, more, _ in known]
-    if any(other != names[0] for other in names):
-        raise ValueError(f"{name}: give labels and other conditions for both parts or for neither.")
-    missing = sorted(set(given) - names[0])
+class _Part:
+    """One part of a data set as it was given."""
+
+    def __init__(self, part: str, rows: Rows, cond: dict[str, Tensor | list[str]], what: str) -> None:
+        self.part, self.rows, self.cond, self.what = part, rows, cond, what
+
+
+def _open(
+    values: Any, y: Any, cond: Mapping[str, Any] | None, columns: Sequence[str] | None, what: str
+) -> tuple[Rows, Any, Mapping[str, Any] | None, Sequence[str] | None]:
+    """(samples, labels, conditions, names of columns) of whatever was given."""
+    from sde_score.data.tables import as_table  # which makes data sets with `from_arrays`
+
+    if hasattr(values, "is_lazy"):
+        check_dtype(values.dtype, what)
+        return values, y, cond, columns
+    table = as_table(values, what)
+    if table is not None:
+        label = table.find_label() if y is None and "y" not in (cond or {}) else None
+        chosen = tuple(column for column in table.names if column != label)
+        return table.numbers(chosen), y if label is None else table.columns[label], cond, columns or chosen
+    items = from_dataset(values, what)
+    if items is not None:
+        values, more = items
+        cond = more | dict(cond or {})
+        if y is None:
+            y = cond.pop("y", None)
+    return as_array(values, what), y, cond, columns
+
+
+def _describe(known: Sequence[_Part], given: Mapping[str, Condition], name: str) -> dict[str, Condition]:
+    """What each condition is: classes by the training part, tokens by all parts."""
+    train = known[0].cond
+    if any(set(other.cond) != set(train) for other in known):
+        raise ValueError(f"{name}: give labels and other conditions for all parts or for none.")
+    missing = sorted(set(given) - set(train))
     if missing:
         raise ValueError(f"{name}: `conditions` describes {', '.join(missing)}, of which no values are given.")
-    return {
-        key: given[key] if key in given
-        else Condition.of(torch.cat([more[key] for _, more, _ in known]), f"The condition {key!r} of {name}")
-        for key in known[0][1]
-    }  # fmt: skip
-
-
-# --- files
-
-
-@contextmanager
-def _reading(path: str | os.PathLike) -> Iterator[None]:
-    """What NumPy and zipfile say of a file, in one sentence."""
-    try:
-        yield
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        if "pickle" in str(error).lower():
-            raise ValueError(
-                f"{str(path)!r} holds pickled Python objects, or is not an array file: these are never loaded. Save "
-                "one plain numeric array."
-            ) from error
-        raise ValueError(f"Cannot read {str(path)!r} as a .npy or .npz file: {error}. Is it complete?") from error
-
-
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], str, np.dtype]:
-    """(shape, order, type) of an array in NumPy's format, from its first bytes."""
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"its format is {version}, which no plain numbers need")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if dtype.hasobject:
-        raise ValueError("it holds pickled objects")
-    return shape, "F" if fortran else "C", dtype
-
-
-def _check_header(shape: tuple[int, ...], dtype: np.dtype, max_pixels: int, where: str) -> None:
-    if dtype.kind not in "biufc":
-        raise ValueError(f"{where} holds {dtype}, which are not numbers.")
-    size = math.prod(shape[1:])
-    if size > max_pixels:
-        raise ValueError(
-            f"{where} has samples of {size} numbers (shape {shape}); at most max_pixels={max_pixels} are read. Raise "
-            f"it with --config.data.max_pixels={size}, if that is meant."
-        )
-
-
-def _open_npy(path: Path, max_pixels: int) -> dict[str, Any]:
-    with _reading(path), open(path, "rb") as file:
-        shape, order, dtype = _read_header(file)
-        offset = file.tell()
-        if path.stat().st_size < offset + math.prod(shape) * dtype.itemsize:
-            raise ValueError("it is shorter than its header says")
-    _check_header(shape, dtype, max_pixels, repr(str(path)))
-    return {"x": np.empty(shape, dtype) if 0 in shape else _MappedFile(path, shape, dtype, offset, order)}
-
-
-class _NpzArrays(Mapping):
-    """The arrays of a `.npz` file, each unpacked when asked for, once it is known how large it will be."""
-
-    def __init__(self, path: Path, max_pixels: int, memory_gb: float) -> None:
-        self.path, self.max_pixels, self.memory_gb = path, max_pixels, memory_gb
-        with _reading(path), zipfile.ZipFile(path) as archive:
-            self.members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-
-    def __iter__(self):
-        return iter(self.members)
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        where = f"{key!r} in {str(self.path)!r}"
-        with _reading(self.path), zipfile.ZipFile(self.path) as archive, archive.open(self.members[key]) as file:
-            shape, _, dtype = _read_header(file)
-        gib = math.prod(shape) * dtype.itemsize / 2**30
-        if gib > self.memory_gb:
-            raise ValueError(
-                f"{where} takes {gib:.3g} GiB when unpacked; at most memory_gb={self.memory_gb:g} are. Save it as "
-                f".npy, which is read batch by batch, or raise it with --config.data.memory_gb={gib + 0.1:.1f}."
-            )
-        _check_header(shape, dtype, self.max_pixels, where)
-        with _reading(self.path), zipfile.ZipFile(self.path) as archive, archive.open(self.members[key]) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _open_arrays(path: Path, max_pixels: int, memory_gb: float) -> Mapping[str, Any]:
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"PK"
-    return _NpzArrays(path, max_pixels, memory_gb) if packed else _open_npy(path, max_pixels)
-
-
-def _pick(arrays: Mapping[str, Any], labels: bool, path: str | os.PathLike) -> dict[str, Any]:
-    """The arguments `x`, `y`, `x_test`, `y_test` of `from_arrays` among the arrays of a file."""
-    if "x_train" in arrays:
-        names = {"x": "x_train", "y": "y_train", "x_test": "x_test", "y_test": "y_test"}
-    else:
-        names = {part: next((k for k in keys if k in arrays), "") for part, keys in (("x", X_KEYS), ("y", Y_KEYS))}
-        if not names["x"]:
-            raise ValueError(
-                f"{str(path)!r} holds {', '.join(arrays) or 'nothing'}: name the data {', '.join(X_KEYS)} or x_train."
-            )
-    wanted = {part: key for part, key in names.items() if key in arrays and (labels or not part.startswith("y"))}
-    return {part: arrays[key] for part, key in wanted.items()}
-
-
-@DATASETS.register("array")
-def array(
-    path: str | os.PathLike,
-    layout: str | None = None,
-    levels: int | None = None,
-    holdout: float = 0.1,
-    labels: bool = True,
-    max_pixels: int = MAX_PIXELS,
-    memory_gb: float = 8.0,
-) -> DataSplits:
-    """Your own array: a .npy or .npz file of uint8 images or of floats.
-
-    A .npy is read from the disk batch by batch, so it may be larger than memory; a .npz is unpacked into memory, up to
-    `memory_gb`. A .npz holds the data under `x`, `images`, `data` or `arr_0` and labels under `y`, `labels` or
-    `targets`; or `x_train`, `y_train`, `x_test`, `y_test`. Pickled objects are refused. Floats are continuous data of
-    any rank: (N, D), (N, C, L), (N, C, H, W), (N, C, D, H, W). Samples of more than `max_pixels` numbers are refused.
-    """
-    where = Path(path).expanduser()
-    if not where.is_file():
-        raise FileNotFoundError(
-            f"There is no array file at {str(path)!r} (looked for {where.absolute()}). Check the path."
-        )
-    parts = _pick(_open_arrays(where, max_pixels, memory_gb), labels, path)
-    return from_arrays(**parts, layout=layout, levels=levels, holdout=holdout, name=where.stem)
+    described = dict(given)
+    for key in train.keys() - given.keys():
+        described[key] = Condition.of(train[key], f"The condition {key!r} of {name}")
+        if described[key].kind == "sequence":
+            whole = torch.cat([as_tensor(one.cond[key]) for one in known])
+            described[key] = Condition.of(whole, f"The condition {key!r} of {name}")
+    return {key: described[key] for key in train}

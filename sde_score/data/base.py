@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from sde_score.data.info import DataInfo
-from sde_score.registry import Registry, SettingError, parse_spec
+from sde_score.data.sources import ARCHIVES
+from sde_score.registry import Registry, SettingError, parse_spec, suggest
 
 DATASETS: Registry[DataSplits] = Registry("dataset", group="sde_score.datasets")
 """Functions `(**settings) -> DataSplits`. Settings named root, image_size, channels, holdout, download, on_error,
-layout, max_pixels or memory_gb are offered by `load_dataset`."""
+frames, layout, levels, columns, max_pixels or memory_gb are offered by `load_dataset`."""
 
 MAX_PIXELS = 2**26
 """Pixels of one image that are decoded, by default: 8192 x 8192."""
@@ -61,8 +62,8 @@ class Split(ABC):
         """The samples `indices` (int64, in range), as `(x, cond)`."""
 
     def __getitem__(self, indices: Tensor | Sequence[int] | slice) -> Batch:
-        """The samples `indices: (B,)`: `x: (B, *)` in uint8 (levels) or float32, float64, their conditions as `Condition`
-        describes them, and as positions their numbers."""
+        """The samples `indices: (B,)`: `x: (B, *)` in uint8 (levels), float32 or float64, their conditions as
+        `Condition` describes them, and as positions their numbers."""
         if isinstance(indices, slice):
             indices = range(*indices.indices(len(self)))
         if isinstance(indices, int):
@@ -183,32 +184,78 @@ def chunks_of(n: int, size: int, numbers: int = 2**20) -> Iterator[range]:
     return (range(start, min(start + step, n)) for start in range(0, n, step))
 
 
-def statistics(split: Split, *, numbers: int = 2**20) -> tuple[Tensor, Tensor]:
+def select_columns(wanted: Sequence[str | int], names: Sequence[str] | None, n: int, what: str) -> list[int]:
+    """The numbers of columns given by name or by number (from 0) among `n`. Raises `ValueError` for one that is not
+    there."""
+    found = []
+    for column in wanted:
+        if isinstance(column, str) and names is not None and column in names:
+            found.append(list(names).index(column))
+        elif str(column).lstrip("-").isdigit() and (names is None or not isinstance(column, str)):
+            if not 0 <= int(column) < n:
+                raise ValueError(f"{what} has the columns 0 .. {n - 1}; there is no column {column}.")
+            found.append(int(column))
+        else:
+            raise ValueError(f"{what} has no column {column!r}.{suggest(str(column), names or map(str, range(n)))}")
+    if len(set(found)) < len(found):
+        raise ValueError(f"{what}: a column is asked for twice in {tuple(wanted)}.")
+    return found
+
+
+def statistics(
+    split: Split,
+    *,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    columns: Sequence[str] | None = None,
+    numbers: int = 2**20,
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (float64) of a split: `(D,)` for vectors, `(C, 1, ..)` per channel otherwise.
 
-    One pass in chunks of so many `numbers`; sums are taken about the first sample's mean, so that a large offset does
-    not cancel the variance away.
+    One pass in chunks of so many `numbers`, each through `transform` first; sums are taken about the first sample's
+    mean, so that a large offset does not cancel the variance away. Raises `ValueError` where something is constant,
+    naming it by `columns`.
     """
-    first = split[[0]].x
+
+    def read(indices: Sequence[int]) -> Tensor:
+        x = split[indices].x.double()
+        return x if transform is None else transform(x)
+
+    first = read([0])
     axes = (0, *range(2, first.ndim))
-    pivot = first.double().mean(axes, keepdim=True)
+    pivot = first.mean(axes, keepdim=True)
     total = total_sq = torch.zeros_like(pivot)
     count = 0
     for chunk in chunks_of(len(split), first.numel(), numbers):
-        x = split[chunk].x.double() - pivot
+        x = read(chunk) - pivot
         total, total_sq = total + x.sum(axes, keepdim=True), total_sq + x.square().sum(axes, keepdim=True)
         count += x.numel() // pivot.numel()
     mean = total / count
     std = (total_sq / count - mean.square()).clamp_min(0).sqrt()
     mean = mean + pivot
-    constant = std <= 1e-12 * mean.abs().clamp_min(1e-30)
+    constant = std <= 1e-14 * mean.abs().clamp_min(1e-30)
     if constant.any():
-        where = constant.flatten().nonzero().flatten().tolist()[:8]
-        raise ValueError(
-            f"{split.name}: the numbers or channels {where} are constant, so the data have no density there. Leave "
-            "them out."
-        )
+        raise ValueError(_why_constant(split, mean[0], constant.flatten().nonzero().flatten().tolist(), columns))
     return mean[0], std[0]
+
+
+def _why_constant(split: Split, mean: Tensor, where: Sequence[int], columns: Sequence[str] | None) -> str:
+    if len(split) == 1 and mean.ndim == 1:
+        return (
+            f"{split.name} has one sample, and one sample has no spread to be standardised by: give more samples, or "
+            "say a smaller `holdout` if too many were held out."
+        )
+    vector, n = mean.ndim == 1, mean.shape[0]
+    names = [repr(columns[k]) if columns is not None else str(k) for k in where[:8]]
+    each = ", ".join(f"{name} (always {float(mean[k].mean()):.8g})" for name, k in zip(names, where))
+    said = f"{split.name}: the {'column' if vector else 'channel'}{'s' * (len(where) > 1)} {each}"
+    said += f"{' and others' * (len(where) > 8)} {'is' if len(where) == 1 else 'are'} constant, so the data have no density there."
+    if len(where) == n:
+        return f"{said} Nothing else is left."
+    if not vector:
+        return f"{said} Leave that out: x[:, [...]]."
+    rest = tuple(columns[k] if columns is not None else k for k in range(n) if k not in set(where))
+    shown = repr(rest) if len(rest) <= 12 else "(...)"
+    return f'{said} Keep the others: --config.data.columns="{shown}", in Python by dropping columns.'
 
 
 def hold_out(keys: Iterable[bytes], holdout: float, *, what: str = "the data") -> tuple[Tensor, Tensor]:
@@ -216,7 +263,7 @@ def hold_out(keys: Iterable[bytes], holdout: float, *, what: str = "the data") -
 
     An item is held out if a fixed hash of its key falls into the lowest `holdout` of the hash's range: about that share
     of them, the same on every machine, and none changes sides when others come or go. Equal keys stay together. If all
-    fall on one side, the item nearest to the border, with those equal to it, goes to the other. Raises `ValueError` for
+    fall on one side, the item nearest to the border goes to the other, with those equal to it. Raises `ValueError` for
     fewer than two items, or a `holdout` that is no fraction.
     """
     if not 0 < holdout < 1:
@@ -233,9 +280,7 @@ def hold_out(keys: Iterable[bytes], holdout: float, *, what: str = "the data") -
     held = places < np.uint64(min(int(holdout * 2.0**64), 2**64 - 1))
     if held.all() or not held.any():
         nearest = places == (places.max() if held.all() else places.min())
-        if nearest.all():  # one item, n times over
-            nearest = np.arange(n) == 0
-        held ^= nearest
+        held = np.arange(n) == 0 if nearest.all() else held ^ nearest  # all: one item, n times over
     return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
 
 
@@ -254,13 +299,14 @@ def data_root(root: str | os.PathLike | None) -> Path:
 
 def size_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
     """`image_size` as (height, width): one number means square."""
-    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    pair = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
         raise ValueError(f"`image_size` is a positive number, or a (height, width) pair of them; got {image_size!r}.")
     return pair
 
 
 ARRAY_SUFFIXES = (".npy", ".npz")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 
 
 def _looks_like_path(spec: str) -> bool:
@@ -268,22 +314,31 @@ def _looks_like_path(spec: str) -> bool:
     text = spec.strip()
     if text.startswith(("/", ".", "~")) or re.match(r"[A-Za-z]:[\\/]", text):
         return True
-    if text.lower().endswith((".zip", *ARRAY_SUFFIXES)) or any(mark in text.partition("(")[0] for mark in "/\\"):
+    known = (*ARCHIVES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES)
+    if text.lower().endswith(known) or any(mark in text.partition("(")[0] for mark in "/\\"):
         return True
     return text.partition("(")[0].strip() not in DATASETS.names() and Path(text).is_dir()
 
 
 def _from_path(text: str, **context: Any) -> DataSplits:
-    """The data set at a bare path: an array file, or a folder or zip of images."""
+    """The data set at a bare path: an array file, a table, or a folder, zip or tar of images."""
     path = Path(text.strip()).expanduser()
-    suffix = path.suffix.lower()
-    if path.exists() and not path.is_dir() and suffix not in (".zip", *ARRAY_SUFFIXES):
+    known = (*ARCHIVES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES)
+    if path.exists() and not path.is_dir() and not path.name.lower().endswith(known):
         raise ValueError(
-            f"Cannot read {str(path)!r} as a data set. Give a folder or a .zip of images, or a .npy or .npz array."
+            f"Cannot read {str(path)!r} as a data set. Give a folder, a .zip or a .tar of images, a .npy or .npz array, "
+            "or a .csv, .tsv or .parquet table."
         )
-    name = "array" if suffix in ARRAY_SUFFIXES and not path.is_dir() else "folder"
     # The path goes in as a value: no character in it can be mistaken for spec syntax.
-    return DATASETS.build(name, str(path), **context)
+    return DATASETS.build(_reader(path), str(path), **context)
+
+
+def _reader(path: Path) -> str:
+    """The registered data set that reads what lies at a path."""
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix not in ARRAY_SUFFIXES + TABLE_SUFFIXES:
+        return "folder"
+    return "array" if suffix in ARRAY_SUFFIXES else "table"
 
 
 def load_dataset(
@@ -295,7 +350,10 @@ def load_dataset(
     holdout: float | None = None,
     download: bool | None = None,
     on_error: str | None = None,
+    frames: str | None = None,
     layout: str | None = None,
+    levels: int | None = None,
+    columns: Sequence[str | int] | None = None,
     max_pixels: int | None = None,
     memory_gb: float | None = None,
 ) -> DataSplits:
@@ -303,15 +361,18 @@ def load_dataset(
 
     Args:
         spec: a registered name with settings (`"digits"`, `"mixture_grid(side=5)"`, `"folder(path='./cats',
-            on_error='skip')"`), or a bare path: a folder or .zip of images, a .npy or .npz array. A `DataSplits` is
-            returned as it is.
+            on_error='skip')"`), or a bare path: a folder, .zip or .tar of images, a .npy or .npz array,
+            a .csv, .tsv or .parquet table. A `DataSplits` is returned as it is.
         root: folder of downloaded data sets; default: the environment variable SDE_SCORE_DATA, or `./datasets`.
         image_size: a number or (height, width) to which images are cropped and resized.
         channels: 1 or 3; by default what the data have.
         holdout: fraction kept for testing where there is no official test split.
         download: whether a missing data set may be fetched.
-        on_error: `"raise"` or `"skip"`: what to do about a broken image.
+        on_error: `"raise"` or `"skip"`: what to do about a broken image, or a sample that is not finite.
+        frames: `"first"` or `"all"`: what to take of a file that holds several images.
         layout: order of an array's axes, for example `"NHWC"`.
+        levels: how many grey levels an array of whole numbers has.
+        columns: the columns of a table, or the numbers of vectors, that are kept: by name, or by number from 0.
         max_pixels: images of more pixels than these are refused before they are decoded; default 2^26.
         memory_gb: how much decoded data may be kept in memory.
 
@@ -333,7 +394,10 @@ def load_dataset(
         holdout=holdout,
         download=download,
         on_error=on_error,
+        frames=frames,
         layout=layout,
+        levels=levels,
+        columns=columns or None,
         max_pixels=max_pixels,
         memory_gb=memory_gb,
     )
@@ -376,9 +440,7 @@ def _check_facts(info: DataInfo, spec: str, image_size: int | Sequence[int] | No
 def settings_of(spec: str) -> tuple[set[str], set[str]]:
     """The settings of `load_dataset` that the set named by `spec` has, and those that are written inside the spec."""
     if _looks_like_path(spec):
-        path = Path(spec.strip()).expanduser()
-        pictures = path.is_dir() or re.search(r"\.(zip|tar(\.\w+)?|tgz)$", path.name.lower())
-        name, written = "folder" if pictures else "array", {}
+        name, written = _reader(Path(spec.strip()).expanduser()), {}
     else:
         name, written = parse_spec(spec)
     parameters = inspect.signature(DATASETS.get(name)).parameters.values()

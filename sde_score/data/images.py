@@ -1,18 +1,14 @@
-"""The user's own images: a folder or a .zip, any sizes, grey or colour, with a clear word about every broken file."""
+"""The user's own images: a folder, a .zip or a .tar, any sizes, grey or colour, with a clear word about every broken
+file."""
 
 from __future__ import annotations
 
-import io
 import os
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,197 +20,76 @@ from sde_score.data.base import (
     Split,
     Subset,
     TensorSplit,
+    hold_out,
     size_pair,
-    split_off,
 )
 from sde_score.data.info import Condition, DataInfo
-from sde_score.data.sources import Source, open_source
+from sde_score.data.pictures import is_grey, levels_of, to_tensor
+from sde_score.data.sources import ARCHIVES
+from sde_score.data.survey import BrokenImage, Files, Survey, on_threads, refuse_or_say, say_frames, survey
 
-TRAIN_FOLDERS = ("train", "training")
-TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
+PARTS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
+"""What top folders of these names hold."""
 
-class BrokenImage(ValueError):
-    """An image file that cannot be read; the message names the file."""
-
-
-# --- one image
-
-
-def _explain(name: str, error: Exception) -> str:
-    reason = "not an image, or a damaged one" if type(error).__name__ == "UnidentifiedImageError" else f"{error}"
-    return f"{name}: {reason}"
+# --- what all have in common
 
 
-class _PillowsLimit:
-    """Pillow's own limit on the size of images, lifted while one of our threads reads: ours, which the user can set, is
-    asked instead. Pillow's is a global that warns or refuses, so it comes back with the last thread."""
-
-    def __init__(self) -> None:
-        self.lock, self.readers, self.saved = threading.Lock(), 0, None
-
-    def __enter__(self) -> Any:
-        from PIL import Image
-
-        with self.lock:
-            if self.readers == 0:
-                self.saved, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            self.readers += 1
-        return Image
-
-    def __exit__(self, *error: object) -> None:
-        from PIL import Image
-
-        with self.lock:
-            self.readers -= 1
-            if self.readers == 0:
-                Image.MAX_IMAGE_PIXELS = self.saved
-
-
-_without_pillows_limit = _PillowsLimit()
-
-
-@dataclass(frozen=True)
-class _Files:
-    """The images of one source, opened one at a time and none larger than `max_pixels`."""
-
-    source: Source
-    max_pixels: int
-
-    def opened(self, name: str, use: Callable[[Any], Any]) -> Any:
-        """`use(image)` for one file; whatever goes wrong becomes a `BrokenImage` that names it."""
-        try:
-            # no file of an image that size needs more: four channels of 16 bits, and some words besides
-            if (size := self.source.size(name)) > 8 * self.max_pixels + 2**20:
-                raise ValueError(
-                    f"takes {size} bytes, more than an image of max_pixels={self.max_pixels} does. If it is meant, "
-                    "raise --config.data.max_pixels"
-                )
-            with _without_pillows_limit as Image, Image.open(io.BytesIO(self.source.read(name))) as image:
-                width, height = image.size
-                if width * height > self.max_pixels:
-                    raise ValueError(
-                        f"is {height}x{width}, {height * width} pixels; at most max_pixels={self.max_pixels} are "
-                        f"decoded. Make it smaller, or raise --config.data.max_pixels={height * width}"
-                    )
-                return use(image)
-        except Exception as error:  # Pillow's decoders raise nearly every kind on damaged files
-            raise BrokenImage(_explain(name, error)) from error
-
-
-def _header(image: Any) -> tuple[int, int, int]:
-    """(height, width, channels) of an opened image, as it will be shown: turned by its EXIF orientation; 1 channel
-    where it is grey."""
-    width, height = image.size
-    # Asking a PNG for EXIF that it has not shown yet would decode the whole of it.
-    exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-    if exif.get(0x0112, 1) in (5, 6, 7, 8):
-        width, height = height, width
-    if image.mode == "F":
-        raise ValueError("holds floating-point values; save such data as a .npy array and use `array(path=...)`")
-    return height, width, 1 if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I") else 3
-
-
-def _eight_bit(image: Any) -> Any:
-    """An opened image in mode L or RGB: turned upright, 16 bits scaled to 8, transparency laid on white."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # Pillow itself would clip 16-bit values at 255
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
+def _decide_size(surveys: Sequence[Survey], image_size: int | Sequence[int] | None) -> tuple[int, int]:
+    named = [(look.size, name) for found in surveys for name, look in zip(found.names, found.looks)]
+    if image_size is None:
+        sizes: dict[tuple[int, int], str] = {}
+        for size, name in named:
+            sizes.setdefault(size, name)
+        if len(sizes) > 1:
+            (first, one), (second, other) = list(sizes.items())[:2]
             raise ValueError(
-                "holds values outside 0 .. 65535; save such data as a .npy array and use `array(path=...)`"
+                f"The images have {len(sizes)} different sizes ({one} is {first[0]}x{first[1]}, {other} "
+                f"{second[0]}x{second[1]}): say to which size to bring them, for example image_size=64 or "
+                'image_size=(48, 80) (--config.data.image_size=64 or --config.data.image_size="(48, 80)").'
             )
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):
-        image = image.convert("LA" if image.mode in ("LA", "La") else "RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        flat = Image.alpha_composite(paper, image.convert("RGBA"))
-        return flat.convert("L" if image.mode == "LA" else "RGB")
-    return image.convert("L") if image.mode == "1" else image if image.mode in ("L", "RGB") else image.convert("RGB")
-
-
-def centre_crop(image: Any, side: int) -> Any:
-    """The central `side` x `side` pixels of a Pillow image."""
-    width, height = image.size
-    left, top = (width - side) // 2, (height - side) // 2
-    if left < 0 or top < 0:
-        raise ValueError(f"cannot crop {side}x{side} out of {height}x{width} pixels")
-    return image.crop((left, top, left + side, top + side))
-
-
-def to_tensor(image: Any, size: tuple[int, int], channels: int) -> Tensor:
-    """A Pillow image as uint8 `(channels, H, W)`: the largest central part of the right proportions, resized by an
-    antialiased bicubic filter whose overshoot is clamped to 0 .. 255."""
-    from PIL import Image
-
-    image = _eight_bit(image)
-    image = image.convert("L" if channels == 1 else "RGB")
-    (height, width), (w, h) = size, image.size
-    if (h, w) != size:
-        scale = max(height / h, width / w)
-        cut_w, cut_h = min(w, width / scale), min(h, height / scale)
-        left, top = (w - cut_w) / 2, (h - cut_h) / 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + cut_w, top + cut_h))
-    values = torch.from_numpy(np.array(image))
-    return values.unsqueeze(0) if channels == 1 else values.permute(2, 0, 1).contiguous()
-
-
-# --- many images
-
-
-def _map_images(
-    function: Callable[[int], Any], names: Sequence[str], on_error: str, where: Path
-) -> tuple[list[int], list[Any]]:
-    """`function(number)` for each name, on threads (Pillow decodes without the interpreter lock): the numbers of the
-    good images, and the results. Broken ones are left out and named, or refused."""
-
-    def attempt(number: int) -> Any:
-        try:
-            return function(number)
-        except BrokenImage as error:
-            return error
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(attempt, range(len(names))))
-    broken = [result for result in results if isinstance(result, BrokenImage)]
-    if broken and on_error == "raise":
-        raise BrokenImage(
-            f"{len(broken)} of {len(names)} images in {str(where)!r} cannot be read: {_listing(broken)}. Repair or "
-            "remove them, or leave them out with on_error='skip'."
-        )
-    if broken:
+        return next(iter(sizes))
+    height, width = size_pair(image_size)
+    small = [name for size, name in named if size[0] < height or size[1] < width]
+    if small:
         warnings.warn(
-            f"Left out {len(broken)} of {len(names)} images in {str(where)!r}: {_listing(broken)}.", stacklevel=4
+            f"{len(small)} of {len(named)} images are smaller than {height}x{width} and are enlarged: {small[0]} "
+            "first.",
+            stacklevel=3,
         )
-    if len(broken) == len(names):
-        raise ValueError(f"None of the {len(names)} images in {str(where)!r} can be read.")
-    good = [number for number, result in enumerate(results) if not isinstance(result, BrokenImage)]
-    return good, [results[number] for number in good]
+    return height, width
 
 
-def _listing(errors: Iterable[Exception], most: int = 10) -> str:
-    lines = [str(error) for error in errors]
-    return "; ".join(lines[:most]) + (f"; and {len(lines) - most} more" if len(lines) > most else "")
+def _undeclared(surveys: Sequence[Survey]) -> int | None:
+    """One number of levels for all images whose files do not say it, from the largest number in any of them."""
+    tops = [(look.top, n) for found in surveys for n, look in zip(found.names, found.looks) if look.top is not None]
+    return levels_of(*max(tops)) if tops else None
 
 
-def _decide_size(headers: dict[str, tuple[int, int, int]], image_size: int | Sequence[int] | None) -> tuple[int, int]:
-    if image_size is not None:
-        return size_pair(image_size)
-    sizes: dict[tuple[int, int], str] = {}
-    for name, (height, width, _) in headers.items():
-        sizes.setdefault((height, width), name)
-    if len(sizes) > 1:
-        (first, one), (second, other) = list(sizes.items())[:2]
-        raise ValueError(
-            f"The images have {len(sizes)} different sizes ({one} is {first[0]}x{first[1]}, {other} "
-            f"{second[0]}x{second[1]}): say to which size to bring them, for example image_size=64 or image_size=(48, "
-            "80)."
-        )
-    return next(iter(sizes))
+def _is_grey(surveys: Sequence[Survey]) -> bool:
+    """Whether all images are grey by their values. Those whose header does not tell are decoded until one is not."""
+    if any(look.grey is False for found in surveys for look in found.looks):
+        return False
+    for found in surveys:
+        files = found.files
+
+        def one(item: tuple[str, int], files: Files = files) -> bool:
+            name, number = item
+            return files.opened(name, lambda im, _: all(map(is_grey, files.frames(im, [number]))))
+
+        unseen = [item for item, look in zip(found.items, found.looks) if look.grey is None]
+        for start in range(0, len(unseen), 64):
+            if False in on_threads(one, unseen[start : start + 64]):  # broken ones are met when they are read
+                return False
+    return True
+
+
+# --- parts and classes, from the names of folders
 
 
 def _strip_common(names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -225,107 +100,138 @@ def _strip_common(names: Sequence[str]) -> list[tuple[str, ...]]:
     return parts
 
 
-def _labels(parts: Sequence[tuple[str, ...]]) -> list[str] | None:
-    """The class folder of each image, or `None` unless every image is in one and there are at least two."""
-    if any(len(p) < 2 for p in parts) or len({p[0] for p in parts}) < 2:
+def _official(paths: Sequence[tuple[str, ...]], where: Path) -> list[str] | None:
+    """The part of each image, `train`, `val` or `test`, where the top folders are called so; else `None`."""
+    parts = [PARTS.get(p[0].lower()) if len(p) > 1 else None for p in paths]
+    found = sorted({part for part in parts if part is not None})
+    if "train" not in found or len(found) == 1:
+        if found == ["test", "val"] and None not in parts:
+            raise ValueError(f"{str(where)!r} has folders for validation and test, but none called train.")
         return None
-    return [p[0] for p in parts]
+    outside = ["/".join(path) for path, part in zip(paths, parts) if part is None]
+    if outside:
+        raise ValueError(
+            f"{str(where)!r} has folders for {' and '.join(found)}, and {len(outside)} images outside them, "
+            f"{outside[0]} first: in which part are these? Move them, or give the parts as "
+            "folder(path='.../train', test_path='.../test')."
+        )
+    return parts
 
 
-def _official(parts: Sequence[tuple[str, ...]]) -> list[bool] | None:
-    """Whether each image belongs to the test part, where the top folders are called train and test (or val); else
-    `None`."""
-    tops = {p[0].lower() for p in parts if len(p) > 1}
-    if (
-        any(len(p) < 2 for p in parts)
-        or not tops & set(TRAIN_FOLDERS)
-        or not tops & set(TEST_FOLDERS)
-        or tops - set(TRAIN_FOLDERS + TEST_FOLDERS)
-    ):
-        return None
-    return [p[0].lower() in TEST_FOLDERS for p in parts]
+def _class_names(below: Mapping[str, Sequence[tuple[str, ...]]]) -> tuple[str, ...]:
+    """The classes that the images' folders name, from the paths below each part, training first; none unless all images
+    are in such folders and some part has two."""
+    known = {part: {p[0] for p in paths if len(p) > 1} for part, paths in below.items()}
+    if max(len(names) for names in known.values()) < 2:
+        return ()
+    loose = ["/".join(p) for paths in below.values() for p in paths if len(p) < 2]
+    if loose:
+        warnings.warn(
+            f"The folders name no classes: {len(loose)} images are in none of them, {loose[0]} first.", stacklevel=4
+        )
+        return ()
+    trained = known["train"]
+    for part, names in known.items():
+        if names - trained:
+            raise ValueError(
+                f"The {part} images have classes that no training image has: {', '.join(sorted(names - trained))} "
+                f"(known: {', '.join(sorted(trained))}). Correct the names of the folders, or leave the classes out "
+                "with folder(path=..., labels=False)."
+            )
+    return tuple(sorted(trained))
+
+
+# --- splits
 
 
 def _make_split(
-    files: _Files,
-    names: list[str],
-    size: tuple[int, int],
-    channels: int,
+    found: Survey,
+    sample: Callable[[Image], Tensor],
+    shape: tuple[int, int, int],
     on_error: str,
     memory_gb: float,
     title: str,
-) -> tuple[TensorSplit | LazySplit, list[str]]:
-    """The images as one split, decoded now if they fit into `memory_gb`, else when asked for; and their names."""
+) -> TensorSplit | LazySplit:
+    """The images as one split: decoded now if they fit into `memory_gb`, else when asked for."""
+    files, items = found.files, found.items
 
-    def decode(name: str) -> Tensor:
-        return files.opened(name, lambda image: to_tensor(image, size, channels))
+    def decoded(name: str, numbers: Sequence[int]) -> list[Tensor]:
+        return files.opened(name, lambda image, _: [sample(frame) for frame in files.frames(image, numbers)])
 
-    if len(names) * channels * size[0] * size[1] <= memory_gb * 2**30:
-        x = torch.empty((len(names), channels, *size), dtype=torch.uint8)
+    if len(items) * shape[0] * shape[1] * shape[2] <= memory_gb * 2**30:
+        x = torch.empty((len(items), *shape), dtype=torch.uint8)
+        rows: dict[str, list[int]] = {}
+        for row, (name, _) in enumerate(items):
+            rows.setdefault(name, []).append(row)
 
-        def place(number: int) -> None:
-            x[number] = decode(names[number])
+        def place(name: str) -> None:
+            for row, value in zip(rows[name], decoded(name, [items[row][1] for row in rows[name]])):
+                x[row] = value
 
-        good, _ = _map_images(place, names, on_error, files.source.path)
-        return TensorSplit(x if len(good) == len(names) else x[good], name=title), [names[k] for k in good]
+        broken = {n: r for n, r in zip(rows, on_threads(place, list(rows))) if r is not None}
+        refuse_or_say(broken, len(rows), on_error, files.source.path)
+        good = [row for row, (name, _) in enumerate(items) if name not in broken]
+        split: TensorSplit | LazySplit = TensorSplit(x[good] if broken else x, name=title)
+        split.names = [found.names[row] for row in good]
+        return split
 
     def read(i: int) -> Tensor:
-        for offset in range(min(16, len(names))):
-            name = names[(i + offset) % len(names)]
+        for offset in range(min(16, len(items))):
+            name, number = items[(i + offset) % len(items)]
             try:
-                return decode(name)
+                return decoded(name, [number])[0]
             except BrokenImage as error:
                 if on_error == "raise":
                     raise
                 # The next good image stands in: still a function of i alone.
                 warnings.warn(f"{error}: its neighbour takes its place.", stacklevel=2)
-        raise BrokenImage(f"16 images in a row cannot be read, from {names[i]} on.")
+        raise BrokenImage(f"16 images in a row cannot be read, from {items[i][0]} on.")
 
-    return LazySplit(read, len(names), name=title), names
-
-
-def _read_headers(
-    files: Sequence[_Files], on_error: str
-) -> tuple[list[list[str]], dict[str, tuple[int, int, int]]]:
-    """The names of each source's good images, and (height, width, channels) of each by its path."""
-    names, headers = [], {}
-    for one in files:
-        source = one.source
-        good, found = _map_images(
-            lambda k, one=one, source=source: one.opened(source.names[k], _header), source.names, on_error, source.path
-        )
-        names.append([source.names[k] for k in good])
-        headers |= {f"{source.path}/{name}": header for name, header in zip(names[-1], found)}
-    return names, headers
+    split = LazySplit(read, len(items), name=title)
+    split.names = found.names
+    return split
 
 
-def _label(
-    splits: Sequence[TensorSplit | LazySplit], parts: Sequence[Sequence[tuple[str, ...]]]
-) -> dict[str, Condition]:
-    """Give the splits the classes that their images' folders name, if all do; what the classes are."""
-    labelled = [_labels(p) for p in parts]
-    if any(labels is None for labels in labelled):
-        return {}
-    class_names = tuple(sorted({label for labels in labelled for label in labels}))
-    number = {name: k for k, name in enumerate(class_names)}
-    for split, labels in zip(splits, labelled):
-        split.cond = {"y": torch.tensor([number[label] for label in labels])}
-    return {"y": Condition(num=len(class_names), names=class_names)}
+def _split_of_names(names: Sequence[str], holdout: float, what: str) -> list[str]:
+    """The part of each image, `train` or `test`, by its name; see `hold_out`."""
+    _, held = hold_out((name.encode("utf-8", "surrogateescape") for name in names), holdout, what=what)
+    parts = ["train"] * len(names)
+    for k in held.tolist():
+        parts[k] = "test"
+    return parts
 
 
-def _train_and_test(splits: Sequence[Split], is_test: list[bool] | None, holdout: float, title: str) -> list[Split]:
-    """Two sources are the two parts; one is cut as its top folders say, or by `holdout`."""
-    if len(splits) == 2:
-        for split, part in zip(splits, ("train", "test")):
-            split.name = f"{title}/{part}"
-        return list(splits)
-    if is_test is None:
-        return list(split_off(splits[0], holdout, name=title))
-    mask = torch.tensor(is_test)
-    return [
-        Subset(splits[0], chosen.nonzero()[:, 0], name=f"{title}/{part}")
-        for part, chosen in (("train", ~mask), ("test", mask))
-    ]
+def _assemble(
+    made: Sequence[TensorSplit | LazySplit], places: Sequence[Path], title: str, holdout: float, labels: bool
+) -> tuple[dict[str, Split], dict[str, Condition]]:
+    """The parts of one source, or of two: all but the test part, and the test part; and their classes."""
+    paths = [_strip_common(split.names) for split in made]
+    official = _official(paths[0], places[0])
+    if official is not None:
+        paths[0] = [p[1:] for p in paths[0]]
+    if len(made) == 2:
+        if official is not None and "test" in official:
+            raise ValueError(f"test_path is given, and {str(places[0])!r} has a folder for test too: which is it?")
+        roles = [official or ["train"] * len(made[0]), ["test"] * len(made[1])]
+    elif official is not None:
+        roles = [official if "test" in official else ["test" if role == "val" else role for role in official]]
+    else:
+        roles = [_split_of_names(["/".join(path) for path in paths[0]], holdout, title)]
+    source = {"train": 0, "val": 0, "test": len(made) - 1}
+    rows = {part: [k for k, role in enumerate(roles[s]) if role == part] for part, s in source.items()}
+
+    is_cut = official is None and len(made) == 1  # by `holdout`: then the classes are those of all images
+    below = {part: [paths[source[part]][k] for k in chosen] for part, chosen in rows.items() if chosen}
+    names = _class_names({"train": paths[0]} if is_cut else below) if labels else ()
+    if names:
+        number = {name: k for k, name in enumerate(names)}
+        for split, found in zip(made, paths):
+            split.cond = {"y": torch.tensor([number[p[0]] for p in found])}
+    splits: dict[str, Split] = {
+        part: Subset(made[source[part]], torch.tensor(chosen), name=f"{title}/{part}")
+        for part, chosen in rows.items() if chosen
+    }  # fmt: skip
+    return splits, {"y": Condition(num=len(names), names=names)} if names else {}
 
 
 @DATASETS.register("folder")
@@ -334,53 +240,66 @@ def folder(
     test_path: str | os.PathLike | None = None,
     image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
+    labels: bool = True,
+    levels: int | None = None,
+    frames: str = "first",
     on_error: str = "raise",
     holdout: float = 0.1,
     memory_gb: float = 2.0,
     max_pixels: int = MAX_PIXELS,
 ) -> DataSplits:
-    """Your own images: a folder (with its sub-folders) or a .zip.
+    """Your own images: a folder (with its sub-folders), a .zip or a .tar (also .tar.gz, .tgz, .tar.xz).
 
-    Sub-folders at the first level are classes if every image is in one. If they are called `train` and `test` (or
-    `val`), they are the split, and classes are looked for below. Photographs are turned upright, 16 bits become 8,
-    transparency is laid on white.
+    Sub-folders at the first level are classes if every image is in one. If they are called `train` and `test`, they are
+    the split, and classes are looked for below. `val` (or `valid`, `validation`) beside them is the validation part;
+    without a `test` it is the test part. Otherwise images are held out by their names, each for itself.
+
+    Photographs are turned upright, deeper integers become 8 bits, transparency is laid on white, colour profiles are
+    not applied. Grey stays grey: the data have one channel if every image is grey by its values, however its file
+    stores it: three channels that are equal everywhere count as one (as three they would have no density).
 
     Args:
-        path: the folder or .zip.
+        path: the folder, .zip or .tar. A compressed .tar is held in memory, up to `memory_gb`.
         test_path: another one with the test images; else the top folders, else `holdout`, decide.
         image_size: a number or (height, width): the largest central part of these proportions is cut out and resized
             (antialiased bicubic). Not needed when all images have one size.
         channels: 1 or 3. By default what the data have: grey if all are grey, else colour.
+        labels: whether the folders' names are classes.
+        levels: how many grey levels images of more than 8 bits have, where that is not what their files say: 4096 for
+            12 bits kept in 16.
+        frames: of a file that holds several images (GIF, TIFF, PNG, WebP): the `"first"`, or `"all"`, then called
+            `file#1`, `file#2` and so on.
         on_error: `"raise"` refuses broken images, all of them named; `"skip"` leaves them out with a warning.
         holdout: fraction kept for testing.
         memory_gb: decoded images up to this size are kept in memory, larger sets are read from the files again and
             again.
         max_pixels: larger images are broken ones: their size is read off their headers, before they are decoded.
     """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"`folder(on_error=...)` is 'raise' or 'skip'; got {on_error!r}.")
+    for name, value, known in (("on_error", on_error, ("raise", "skip")), ("frames", frames, ("first", "all"))):
+        if value not in known:
+            raise ValueError(f"`folder({name}=...)` is {known[0]!r} or {known[1]!r}; got {value!r}.")
     if channels not in (None, 1, 3):
         raise ValueError(
             f"`folder(channels=...)` is 1 (grey) or 3 (colour); got {channels!r}. Other channel counts: "
             "`array(path=...)`."
         )
-    files = [_Files(open_source(p), max_pixels) for p in ([path] if test_path is None else [path, test_path])]
-    names, headers = _read_headers(files, on_error)
-    size = _decide_size(headers, image_size)
-    small = [name for name, (height, width, _) in headers.items() if height < size[0] or width < size[1]]
-    if small:
-        warnings.warn(
-            f"{len(small)} of {len(headers)} images are smaller than {size[0]}x{size[1]} and are enlarged: {small[0]} "
-            "first.",
-            stacklevel=2,
-        )
-    channels = channels or max(header[2] for header in headers.values())
+    if levels is not None and not 2 <= levels <= 2**32:
+        raise ValueError(f"`folder(levels=...)` is a number from 2 to 2**32; got {levels!r}.")
+    surveys = [survey(Files.at(p, max_pixels, memory_gb), frames, levels) for p in (path, test_path) if p is not None]
+    for found in surveys:
+        refuse_or_say(found.broken, len(found.files.source.names), on_error, found.files.source.path)
+    if frames == "first":
+        say_frames(surveys)
+    size, undeclared = _decide_size(surveys, image_size), _undeclared(surveys)
+    channels = channels or (1 if _is_grey(surveys) else 3)
     place = Path(path).expanduser().resolve()
-    title = place.name if place.is_dir() else place.stem
+    suffix = next((end for end in ARCHIVES if place.name.lower().endswith(end)), "")
+    title = place.name if place.is_dir() else place.name[: len(place.name) - len(suffix)]
 
-    made = [_make_split(f, n, size, channels, on_error, memory_gb, title) for f, n in zip(files, names)]
-    splits, parts = [split for split, _ in made], [_strip_common(kept) for _, kept in made]
-    is_test = _official(parts[0]) if test_path is None else None
-    conditions = _label(splits, parts if is_test is None else [[p[1:] for p in parts[0]]])
-    train, test = _train_and_test(splits, is_test, holdout, title)
-    return DataSplits(train, test, DataInfo(title, (channels, *size), 256, conditions=conditions))
+    def sample(image: Image) -> Tensor:
+        return to_tensor(image, size, channels, levels, undeclared)
+
+    made = [_make_split(f, sample, (channels, *size), on_error, memory_gb, title) for f in surveys]
+    parts, conditions = _assemble(made, [f.files.source.path for f in surveys], title, holdout, labels)
+    info = DataInfo(title, (channels, *size), 256, conditions=conditions)
+    return DataSplits(parts["train"], parts["test"], info, val=parts.get("val"))

@@ -186,7 +186,7 @@ def celeba(
     Resized with an antialiased bicubic filter; the published systems use a bilinear one. `crop=0` keeps the largest
     fitting rectangle.
     """
-    from sde_score.data.images import centre_crop, to_tensor
+    from sde_score.data.pictures import centre_crop, to_tensor
 
     make, size = _torchvision.load("datasets").CelebA, size_pair(image_size)
 
@@ -209,7 +209,7 @@ def lsun(
     torchvision does not download LSUN: unzip `<category>_train_lmdb` and `<category>_val_lmdb` into `<root>`. The
     validation part is the test split. Categories: `bedroom`, `church_outdoor`, `cat` and more.
     """
-    from sde_score.data.images import to_tensor
+    from sde_score.data.pictures import to_tensor
 
     make, size, folder = _torchvision.load("datasets").LSUN, size_pair(image_size), data_root(root)
     missing = [str(p) for p in (folder / f"{category}_{part}_lmdb" for part in ("train", "val")) if not p.is_dir()]

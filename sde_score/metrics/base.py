@@ -157,10 +157,19 @@ def as_pair(a: FeatureSet | Tensor, b: FeatureSet | Tensor, *, least: int = 2) -
 
 
 def to_unit(x: Tensor, *, levels: int = 256) -> Tensor:
-    """Images as floats in [0, 1]: integers are divided by ``levels - 1``, floats pass."""
+    """Images as floats in [0, 1]: integers are divided by ``levels - 1``, floats pass.
+
+    Raises:
+        ValueError: integers that are no levels.
+    """
     x = torch.as_tensor(x)
     if x.dtype.is_floating_point:
         return x.float() if x.dtype != torch.float64 else x
+    if x.dtype != torch.bool and x.numel() and not (0 <= int(x.min()) and int(x.max()) < levels):
+        raise ValueError(
+            f"Integer images hold values from {int(x.min())} to {int(x.max())}; with levels={levels} they run from 0 "
+            f"to {levels - 1}. Write levels=..., or give floats and their range=(low, high)."
+        )
     return x.float() / (levels - 1)
 
 
@@ -185,6 +194,7 @@ def extract(
     images: Tensor,
     *,
     levels: int = 256,
+    range: tuple[float, float] = (0.0, 1.0),
     batch_size: int = 500,
     source: str = "",
     device: torch.device | str | None = None,
@@ -194,15 +204,20 @@ def extract(
     Args:
         feature: a spec (``"pixels"``, ``"random_conv(width=32)"``), any ``nn.Module`` or any callable that maps
             floats in [0, 1] of shape ``(B, *)`` to ``(B, d)``. A classifier returns ``(features, probabilities)``.
-        images: ``(N, *)``, floats in [0, 1] or integers in ``0 .. levels - 1``.
+        images: ``(N, *)``, floats in ``range`` or integers in ``0 .. levels - 1``.
         levels: number of grey levels of integer images.
+        range: the values of floats that are black and white: they become 0 and 1.
         batch_size: images per call; the result does not depend on it for a network in evaluation mode.
         source: where the images come from, kept in the result.
         device: where to compute; default: where the images are.
 
     Raises:
-        ValueError: no image, or a map that does not return one row for each image.
+        ValueError: no image, integers outside ``0 .. levels - 1``, a range that is none, or a map that does not return
+            one row for each image.
     """
+    low, high = range
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"extract(range=({low}, {high})): write two finite numbers, the smaller one first.")
     function = FEATURES.build(feature) if isinstance(feature, str) else feature
     images = torch.as_tensor(images)
     if images.ndim < 2 or images.shape[0] == 0:
@@ -213,7 +228,10 @@ def extract(
     rows, probabilities = [], []
     try:
         for chunk in images.split(batch_size):
-            out = function(to_unit(chunk, levels=levels).to(device or images.device))
+            x = to_unit(chunk, levels=levels)
+            if chunk.is_floating_point() and (low, high) != (0.0, 1.0):
+                x = (x - low) / (high - low)
+            out = function(x.to(device or images.device))
             if isinstance(out, tuple):
                 out, p = out
                 probabilities.append(p.cpu().double())

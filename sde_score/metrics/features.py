@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from sde_score.metrics.base import FEATURES
 
+ROUNDING = 0.5 / 255
+"""How far outside [0, 1] a value may lie and still be the nearest byte."""
+
 
 @FEATURES.register("pixels")
 class Pixels:
@@ -75,15 +78,17 @@ class Inception(nn.Module):
     Szegedy et al. 2016, "Rethinking the Inception architecture", with the weights of Heusel et al. 2017. Needs
     ``torch_fidelity`` (``pip install "sde_score[metrics]"``) and its weights, which it downloads on first use, or reads
     from ``weights``. Grey images are repeated to three channels; the network itself resizes to 299 x 299 as
-    TensorFlow 1 did.
+    TensorFlow 1 did. It sees bytes: 0 to 1 become 0 to 255, and a value outside by more than rounding is an error.
 
     Args:
         weights: path of the weight file, for machines without a network.
 
     Raises:
         ImportError: torch-fidelity is missing.
-        ValueError: no such file, or images without four axes, 1 or 3 channels, or the range [0, 1].
+        ValueError: no such file, or images without four axes, 1 or 3 channels, or with values outside [0, 1].
     """
+
+    clips = True
 
     def __init__(self, weights: str | os.PathLike | None = None) -> None:
         super().__init__()
@@ -114,10 +119,11 @@ class Inception(nn.Module):
         if x.shape[1] != 3:
             raise ValueError(f"Inception features need 1 or 3 channels, got {x.shape[1]}.")
         low, high = float(x.min()), float(x.max())
-        if not (low > -0.5 and high < 1.5):  # overshoot is clipped; another range would be a wrong FID in silence
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # another range would be a wrong FID in silence
             raise ValueError(
-                f"Inception features need images in [0, 1], got values from {low:.3g} to {high:.3g}. Scale them, or "
-                "pass integers with their levels to extract."
+                f"Inception features need images in [0, 1], got values from {low:.3g} to {high:.3g}. Write "
+                "extract(..., range=(low, high)) with the values that are black and white, clamp what overshoots "
+                "(x.clamp(low, high)), or pass integers with their levels."
             )
         pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8)
         features, logits = self.network.to(x.device)(pixels)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +15,18 @@ from ml_collections import ConfigDict
 
 from sde_score.config import from_json, merge, to_json
 from sde_score.data import DataInfo, DataSplits
+from sde_score.data.overview import inspect_source
+from sde_score.data.sources import ARCHIVES
 from sde_score.run.build import build_codec, build_data, build_model, build_objective, build_optimizer, build_sde
 from sde_score.run.plugins import import_plugins
-from sde_score.tensors import SampleNoise
+from sde_score.tensors import SampleNoise, to_device
 from sde_score.training import distributed
 
 # Minutes of training where the user names none: what one waits for, and what a GPU makes something of.
 MINUTES = {"cpu": 2.5, "gpu": 30.0}
 PASSES = 400  # over the training data, where there is time for them
 FEWEST_STEPS, MOST_STEPS = 1000, 50_000
+MOST_PIXELS = {"cpu": 48 * 64, "gpu": 128 * 128}  # larger images are made smaller, if no size is given
 MEASURED = 3  # steps that are timed, after one to warm up
 ENOUGH_OF_A_CLASS = 10  # samples that each class needs, on average, for a class-conditional network
 
@@ -142,12 +146,56 @@ def fitting(
     """
     import_plugins(base.plugins, named=plugins)
     with distributed.processes(base.device) as device:
-        data = build_data(base) if data is None else data
+        why = ""
+        if data is None:
+            base, why = with_image_size(base, cpu=device.type == "cpu")
+            data = build_data(base)
         chosen = configure(data, base, given, device=device, minutes=minutes) if distributed.is_main() else None
         if chosen is not None:
-            print("\n".join(chosen.reasons), file=sys.stderr)
+            first, *others = chosen.reasons
+            print("\n".join([first + why, *others]), file=sys.stderr)
         text = distributed.share(None if chosen is None else to_json(chosen.config))
     return from_json(text), data
+
+
+def with_image_size(base: ConfigDict, *, cpu: bool) -> tuple[ConfigDict, str]:
+    """A configuration with a size for its images, where they have several or are larger than is wise; and why."""
+    path = Path(base.data.name).expanduser()
+    images = path.is_dir() or path.name.lower().endswith(ARCHIVES)
+    if base.data.image_size is not None or not images or not path.exists():
+        return base, ""
+    keys = ("frames", "max_pixels", "memory_gb")
+    found = inspect_source(path, sample=0, **{k: base.data[k] for k in keys if base.data[k] is not None})
+    size = fitting_size(found.sizes, MOST_PIXELS["cpu" if cpu else "gpu"])
+    if size is None:
+        return base, ""
+    config = from_json(to_json(base))
+    config.data.image_size = size
+    most, count = next(iter(found.sizes.items()))
+    which = (
+        f"their size is {most[0]}x{most[1]}" if len(found.sizes) == 1
+        else f"they have {len(found.sizes)} sizes, {count} of them {most[0]}x{most[1]}"
+    )  # fmt: skip
+    return config, f" ({which}; they are brought to {size[0]}x{size[1]}: --config.data.image_size='{size}')"
+
+
+def fitting_size(sizes: Mapping[tuple[int, int], int], most_pixels: int) -> tuple[int, int] | None:
+    """The size (height, width) to which images are brought; None: they are as they should be.
+
+    Multiples of 8, in the proportions of most of them or else square, with at most so many pixels, and no larger than
+    the smallest of them where that is possible.
+    """
+    if len(sizes) == 1 and math.prod(next(iter(sizes))) <= most_pixels:
+        return None
+    proportions: dict[float, int] = {}
+    for (height, width), count in sizes.items():
+        proportion = round(math.log(height / width), 1)
+        proportions[proportion] = proportions.get(proportion, 0) + count
+    commonest = max(proportions, key=lambda p: proportions[p])
+    of_most = [size for size in sizes if round(math.log(size[0] / size[1]), 1) == commonest]
+    ratio = of_most[0][0] / of_most[0][1] if 2 * proportions[commonest] > sum(sizes.values()) else 1.0
+    height = min(min(h for h, _ in sizes), min(w for _, w in sizes) * ratio, math.sqrt(most_pixels * ratio))
+    return tuple(max(8, int(side / 8 + 0.001) * 8) for side in (height, height / ratio))
 
 
 def describe(data: DataSplits) -> str:
@@ -230,7 +278,7 @@ def _measure(config: ConfigDict, data: DataSplits, device: torch.device) -> tupl
         for _ in range(1 + MEASURED):
             began = time.monotonic()
             optimizer.zero_grad()
-            x0 = codec.encode(batch.x.to(device), noise)
+            x0 = codec.encode(to_device(batch.x, device), noise)
             objective(model, x0, noise=noise, **cond).mean().backward()
             optimizer.step()
             _wait(device)

@@ -22,6 +22,11 @@ from sde_score.sdes import SDE, SDES
 from sde_score.solvers import SOLVERS
 from sde_score.training import make_optimizer
 
+# keys of section `data` that go to whoever loads it
+LOADING = (
+    "root", "image_size", "channels", "holdout", "on_error", "frames", "download", "layout", "levels", "columns",
+    "max_pixels", "memory_gb",
+)  # fmt: skip
 GIVEN = "given in Python"  # `config.data.name` of a run trained on data that were handed over, not named
 
 
@@ -58,8 +63,7 @@ def build_sde(config: ConfigDict) -> SDE:
 def build_data(config: ConfigDict) -> DataSplits:
     """The data of section `data`."""
     data = config.data
-    keys = ("root", "image_size", "channels", "holdout", "on_error", "download", "max_pixels", "memory_gb")
-    settings = {k: data[k] for k in keys if data[k] is not None}
+    settings = {k: data[k] for k in LOADING if data[k] is not None}
     if data.name == GIVEN:
         raise ValueError(
             "This run was trained on data given in Python. Hand them over again: sde_score.load(workdir, data=...)."

@@ -25,6 +25,7 @@ from sde_score.files import write_bytes
 from sde_score.models import ScoreModel
 from sde_score.registry import SettingError
 from sde_score.run.build import build_data, build_model, told_conditions
+from sde_score.run.plugins import code_of
 from sde_score.run.unused import check_given
 from sde_score.score import Score
 from sde_score.sdes import SDE, PriorGap, prior_gap
@@ -81,7 +82,40 @@ def provenance() -> dict[str, str]:
 def saved_state(run: RunFacts) -> dict[str, Any]:
     """What a checkpoint carries besides weights and codec, so that it alone suffices for sampling."""
     prior = None if run.prior is None else run.prior.to_dict()
-    return {"config": run.config.to_dict(), "info": run.info.to_dict(), "prior": prior}
+    return {
+        "config": run.config.to_dict(),
+        "info": run.info.to_dict(),
+        "prior": prior,
+        "data": run.fingerprint,
+        "plugins": code_of(run.config.plugins),
+    }
+
+
+def check_same_sources(saved: Mapping[str, Any], run: RunFacts) -> None:
+    """Refuse to train on with other data, or another code of the plug-ins, than a checkpoint was trained with.
+
+    `saved` is what `saved_state` gave. Raises `ValueError` that names the difference; nothing has been changed by then.
+    """
+    before, now = saved.get("data"), run.fingerprint
+    way_out = "go on with what the run began with, or choose another --workdir (or --overwrite, to begin anew)"
+    shapes = [tuple(saved["info"]["shape"]), run.info.shape]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"This run began with samples of shape {shapes[0]}, not {shapes[1]}. Please {way_out}.")
+    if before and now and before != now:
+        raise ValueError(f"The data have changed since this run began: {_changed(before, now)}. Please {way_out}.")
+    code = code_of(run.config.plugins)
+    changed = [name for name, digest in saved.get("plugins", {}).items() if code.get(name, digest) != digest]
+    if changed:
+        raise ValueError(
+            f"The code of the plug-in {', '.join(changed)} has changed since this run began, so that what it would "
+            f"train now is something else (comments and layout do not count). Please {way_out}."
+        )
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    parts = [f"{part} samples: {before[part]} then, {now[part]} now" for part in ("train", "test")
+             if before[part] != now[part]]  # fmt: skip
+    return "; ".join(parts) or f"as many samples ({now['train']} and {now['test']}), but with other values"
 
 
 def as_splits(data: Data) -> DataSplits:
@@ -109,6 +143,7 @@ class RunFacts:
     step: int
     device: torch.device
     prior: PriorGap | None = None
+    fingerprint: dict[str, Any] | None = None  # of the data it was trained on; see `DataSplits.fingerprint`
     _data: DataSplits | None = None
 
     @classmethod
@@ -156,6 +191,13 @@ class RunFacts:
         """The data set, loaded when first asked for."""
         if self._data is None:
             self._data = self.check_data(build_data(self.config))
+            now = self._data.fingerprint()
+            if self.fingerprint and self.fingerprint != now and distributed.is_main():
+                print(
+                    f"Warning: the data have changed since training ({_changed(self.fingerprint, now)}): what is held "
+                    "out now may have been trained on.",
+                    file=sys.stderr,
+                )
         return self._data
 
     def check_data(self, data: DataSplits) -> DataSplits:

@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
-import json
+import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sde_score.files import first_line
 from sde_score.run.build import told_conditions
+from sde_score.run.evaluate import AS_MANY, HELD_OUT
 from sde_score.run.facts import RunFacts
+from sde_score.run.pictures import draw_picture, held_out
+from sde_score.run.results import costs_nothing, read_json
 from sde_score.visual.plots import extent_of, plane, plot_density, plot_loss, plot_loss_by_noise, plot_score_field
-from sde_score.visual.report import Section, Table, write_report
+from sde_score.visual.report import Section, Table, render_report, write_report
 from sde_score.visual.svg import bar_chart
 
 PLANE = 70  # points along an axis of a density's picture: each is an ODE to be solved
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+CAPTIONS = {
+    "data": "Some of the data, as the pictures of samples show them.",
+    "loss": "Loss over the steps: the training batches, and held-out data with the averaged and the raw weights.",
+    "loss_by_noise": "Loss on held-out data by noise level, over the steps, and its first and newest values.",
+    "density": "Log density of the model, beside that of the true law where it is known.",
+    "score_field": "Score of the model at the least noise: arrows point where the density grows.",
+}
 
 
 def draw_plots(run: RunFacts) -> dict[str, Path]:
-    """The loss curves, and for points of the plane the density and the score field."""
+    """The data, the loss curves, and for points of the plane the density and the score field. One that fails is a line
+    on stderr."""
     folder, metrics = run.workdir / "plots", run.workdir / "metrics.jsonl"
     folder.mkdir(exist_ok=True)
     plots = {}
+    with costs_nothing("The picture of the data"):
+        data = held_out(run)
+        if data is not None:
+            plots["data"] = draw_picture(folder / "data.png", run.info, {"data": data})
     if metrics.is_file():
         for name, plot in (("loss", plot_loss), ("loss_by_noise", plot_loss_by_noise)):
             try:
                 plots[name] = plot(folder / f"{name}.png", metrics)
             except ValueError:  # too short a run has nothing of that kind to show
                 continue
+            except Exception as error:
+                print(f"The plot {name} could not be made: {first_line(error)}", file=sys.stderr)
     flat = run.info.shape == run.codec.shape == (2,) and run.info.levels is None
-    if flat and run.has_data() and not told_conditions(run.config, run.info):
-        plots |= _plane_plots(run, folder)
+    if flat and "data" in plots and not told_conditions(run.config, run.info):
+        with costs_nothing("The picture of the density"):
+            plots |= _plane_plots(run, folder)
     return plots
 
 
@@ -78,97 +97,168 @@ def _plane_plots(run: RunFacts, folder: Path) -> dict[str, Path]:
     }
 
 
-def _samples_sections(run: RunFacts) -> list[Section]:
+Results = list[tuple[Path, dict[str, Any]]]
+
+
+def _results(folder: Path) -> tuple[Results, list[Section]]:
+    """The results in a folder, those of the newest weights first, and a section for each file that is none."""
+    found, damaged = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append((path, read_json(path)))
+        except ValueError as error:
+            damaged.append(_missing(path.stem, error))
+    return sorted(found, key=lambda each: -(_number(each[1].get("step")) or 0)), damaged
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None."""
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if real and math.isfinite(value) else None
+
+
+def _missing(what: str, error: Exception) -> Section:
+    words = first_line(error) if type(error) in (ValueError, FileNotFoundError) else repr(error)[:200]
+    return Section(what, text=f"This cannot be shown: {words}")
+
+
+def _sections(results: Results, make: Callable[[Path, dict[str, Any], str], Section], newest: float) -> list[Section]:
+    """A section for each result; one that holds something unforeseen says so in its place."""
     sections = []
-    for facts_file in sorted((run.workdir / "samples").glob("*.json")):
-        facts = _read(facts_file)
-        # beside the facts, wherever the run directory has been moved to
-        pictures = [
-            (str(path), caption)
-            for path, caption in (
-                (facts_file.with_suffix(".png"), f"{facts['num']} samples, seed {facts['seed']}"),
-                (facts_file.with_name(f"{facts_file.stem}_trajectory.png"), "from noise to data"),
-            )
-            if path.is_file()
-        ]
-        settings = ", ".join(f"{k}={v}" for k, v in facts["sampling"].items())
-        text = (
-            f"{settings}. {facts['nfe']} score evaluations per sample, {facts['seconds']} s, weights of step "
-            f"{facts['step']}."
-        )
-        sections.append(Section(f"Samples: {facts_file.stem.replace('_', ' ')}", text=text, image=pictures or None))
+    for path, found in results:
+        step = _number(found.get("step"))
+        age = "" if step is None or step >= newest else f" (older weights, of step {step:.0f})"
+        try:
+            section = make(path, found, age)
+            render_report(title="", sections=[section])  # fails here, where one section is lost
+        except Exception as error:
+            section = _missing(path.stem, error)
+        sections.append(section)
     return sections
 
 
-def _likelihood_section(found: dict[str, Any]) -> Section:
-    rows: list[tuple] = []
-    if "bits_per_dim" in found:
-        bpd = found["bits_per_dim"]
-        rows.append(("this model", (bpd["mean"], bpd["stderr"])))
-        rows += [(name, (b["mean"], b["stderr"])) for name, b in found.get("baselines", {}).items()]
+def _said(found: dict[str, Any], key: str) -> str:
+    """A fact in words; "unknown" where it is not there."""
+    value = found.get(key)
+    number = _number(value)
+    return "unknown" if value is None else f"{number:g}" if number is not None else str(value)
+
+
+def _samples_section(path: Path, facts: dict[str, Any], age: str, data: Path | None) -> Section:
+    drawn = f"{_said(facts, 'num')} samples, seed {_said(facts, 'seed')}, weights of step {_said(facts, 'step')}"
+    # beside the facts, wherever the run directory has been moved to
+    pictures = [(data, "Real data, held out")] if data is not None else []
+    pictures += [
+        (picture, caption)
+        for picture, caption in (
+            (path.with_suffix(".png"), f"{drawn}."),
+            (
+                path.with_name(f"{path.stem}_trajectory.png"),
+                "From noise to data: a sample in each row, its time above each column.",
+            ),
+        )
+        if picture.is_file()
+    ]
+    settings = facts.get("sampling")
+    settings = settings if isinstance(settings, dict) else {}
+    text = (
+        f"{', '.join(f'{k}={v}' for k, v in settings.items())}. {_said(facts, 'nfe')} score evaluations per sample, "
+        f"{_said(facts, 'seconds')} s, weights of step {_said(facts, 'step')}."
+    )
+    images = [(str(picture), caption) for picture, caption in pictures]
+    return Section(f"Samples: {path.stem.replace('_', ' ')}{age}", text=text, image=images or None)
+
+
+def _value(found: Any) -> tuple[float | None, Any]:
+    """Mean and standard error, or value and standard error, or None and the reason."""
+    found = found if isinstance(found, dict) else {}
+    value = _number(found.get("mean", found.get("value")))
+    if value is None:
+        return None, found.get("error") or "not a number"
+    return value, _number(found.get("stderr"))
+
+
+def _likelihood_section(path: Path, found: dict[str, Any], age: str) -> Section:
+    discrete = "bits_per_dim" in found
+    rows: list[tuple[str, Any]] = [("this model", _value(found.get("bits_per_dim" if discrete else "nats")))]
+    chart = None
+    if discrete:
+        baselines = found.get("baselines")
+        rows += [(name, _value(b)) for name, b in (baselines if isinstance(baselines, dict) else {}).items()]
+        levels = found["bits_per_dim"].get("levels") if isinstance(found["bits_per_dim"], dict) else None
         unit = "bits/dim"
         note = (
-            f"Uniform dequantisation of {bpd['levels']} grey levels, probability-flow ODE from t = {found['t_min']:g}; "
-            "lower is better."
+            f"Uniform dequantisation of {levels or 'the'} grey levels, probability-flow ODE from t = "
+            f"{_said(found, 't_min')}; lower is better."
         )
+        values = [value for _, (value, _) in rows]
+        errors = [error if value is not None else None for _, (value, error) in rows]
+        chart = bar_chart([r[0] for r in rows], values, errors=errors, highlight=(0,), unit=unit, title=unit)
     else:
-        rows.append(("this model", (found["nats"]["mean"], found["nats"]["stderr"])))
         if "truth" in found:
-            rows.append(("the true law", (found["truth"]["mean"], found["truth"]["stderr"])))
+            rows.append(("the true law", _value(found["truth"])))
         of = "what the codec makes of the data" if found.get("space") == "model" else "the data, in their own units"
         unit, note = "nats per sample", f"Mean log density of {of}; higher is better."
-    chart = (
-        None
-        if "truth" in found or "bits_per_dim" not in found
-        else bar_chart(
-            [r[0] for r in rows],
-            [r[1][0] for r in rows],
-            errors=[r[1][1] for r in rows],
-            highlight=(0,),
-            unit=unit,
-            title=unit,
-        )
-    )
+    split, total, num = (_said(found, key) for key in ("split", "num_split", "num"))
+    which = f"{num}" if num == total or "num_split" not in found else f"the first {num} of {total}"
     text = (
-        f"{found['num']} {found['split']} samples, {found['trace']}, {found['solver']}, {found['nfe']:.0f} evaluations "
-        f"each, {found['seconds']} s."
+        f"Of {which} {split} samples, seed {_said(found, 'seed')}, weights of step {_said(found, 'step')}. "
+        f"{_said(found, 'trace')}, {_said(found, 'solver')}, {_said(found, 'nfe')} evaluations each, "
+        f"{_said(found, 'seconds')} s. Single samples: {path.stem}.csv and .npz in the folder {path.parent.name}."
     )
     return Section(
-        f"Likelihood of the {found['split']} data",
+        f"Likelihood of the {split} data{age}",
         text=text,
         table=Table(["model", unit], rows, highlight=(0,), note=note),
         svg=chart,
     )
 
 
-def _evaluation_section(found: dict[str, Any]) -> Section:
-    metrics = found["metrics"]
-    other = {m["label"] if "label" in m else m["name"]: m for m in metrics["training data"]}
-    rows = []
-    for m in metrics["model"]:
-        label = m.get("label", m["name"])
-        reference = other.get(label, {})
-        rows.append((label, (m["value"], m["stderr"]), (reference.get("value"), reference.get("stderr"))))
+def _evaluation_section(path: Path, found: dict[str, Any], age: str) -> Section:
+    metrics = found.get("metrics")
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("model"), list):
+        raise ValueError("it holds no metrics")
+    columns = {who: {m.get("name"): m for m in metrics.get(who) or []} for who in ("model", AS_MANY, HELD_OUT)}
+    names = dict.fromkeys(name for who in columns.values() for name in who)
+    rows = [
+        (str(name), *(_value(column[name]) if name in column else None for column in columns.values()))
+        for name in names
+    ]
+    first, second = (found.get("num_reference") or ["?", "?"])[:2]
+    num, real = _said(found, "num"), _said(found, "num_real")
+    headings = ["figure", f"{num} samples", f"at most {first} samples", f"{first} held-out"]
     note = (
-        f"Features: {found['features']}. {found['num']} samples against {found['num_real']} test samples; the right "
-        "column is what perfect samples get."
+        f"Features: {_said(found, 'features')}. The first column compares {num} samples with {real} held-out ones. The "
+        f"last one takes {first} held-out samples in the place of the model's, against the other {second}: what a "
+        "perfect sampler would get. The middle one is the model's at those numbers, to be compared with it, since most "
+        "figures depend on how many samples there are."
     )
-    return Section("Sample quality", table=Table(["figure", "samples", "training data"], rows, note=note))
+    text = f"Weights of step {_said(found, 'step')}, seed {_said(found, 'seed')}, {_said(found, 'seconds')} s."
+    return Section(f"Sample quality{age}", text=text, table=Table(headings, rows, note=note))
 
 
 def write_run_report(run: RunFacts, *, redraw: bool = True) -> Path:
-    """Write `report.html`; `redraw=False` takes the plots that are there."""
-    drawn = {path.stem: path for path in sorted((run.workdir / "plots").glob("*.png"))}
-    plots = draw_plots(run) if redraw or not drawn else drawn
-    facts = _read(run.workdir / "run.json")
-    sections = _samples_sections(run)
-    sections += [_likelihood_section(_read(p)) for p in sorted((run.workdir / "likelihood").glob("*.json"))]
-    evaluation = _read(run.workdir / "eval" / "metrics.json")
-    if evaluation:
-        sections.append(_evaluation_section(evaluation))
-    if plots:
-        sections.append(Section("Curves", image=[(str(path), name.replace("_", " ")) for name, path in plots.items()]))
+    """Write `report.html`; `redraw=False` takes the plots that are there.
+
+    It can always be written: what cannot be read or drawn of it says so in its place.
+    """
     workdir = run.workdir
+    drawn = {path.stem: path for path in sorted((workdir / "plots").glob("*.png"))}
+    plots = draw_plots(run) if redraw or not drawn else drawn
+    try:
+        facts = read_json(workdir / "run.json")
+    except ValueError:
+        facts = {}
+    read = {name: _results(workdir / name) for name in ("samples", "likelihood", "eval")}
+    steps = [_number(found.get("step")) or 0 for results, _ in read.values() for _, found in results]
+    newest = max([run.step, *steps])
+    data = plots.get("data") if run.info.kind == "image" else None
+    sections = _sections(read["samples"][0], lambda *each: _samples_section(*each, data), newest)
+    sections += _sections(read["likelihood"][0], _likelihood_section, newest)
+    sections += _sections(read["eval"][0], _evaluation_section, newest)
+    sections += [section for _, damaged in read.values() for section in damaged]
+    shown = [(str(path), CAPTIONS.get(name, name.replace("_", " "))) for name, path in plots.items()]
+    sections += _sections([(workdir / "plots", {})], lambda *_: Section("Data and curves", image=shown or None), newest)
     commands = (
         f"sde-score sample --workdir={workdir} --num=100 --config.sampling.method=ode",
         f"sde-score sample --workdir={workdir} --config.sampling.predictor=ancestral_sampling "
@@ -177,9 +267,10 @@ def write_run_report(run: RunFacts, *, redraw: bool = True) -> Path:
         f"sde-score evaluate --workdir={workdir}",
     )
     sections.append(Section("Go on from here", commands=commands))
+    seconds = _number(facts.get("seconds"))
     summary = (
         f"{run.info.name}: SDE {run.config.sde}, network {run.config.model.name}, {run.step} training steps"
-        + (f" in {facts['seconds']:.0f} s ({facts['status']})" if "seconds" in facts else "")
+        + (f" in {seconds:.0f} s ({facts.get('status')})" if seconds is not None else "")
         + "."
     )
     return write_report(
@@ -189,3 +280,12 @@ def write_run_report(run: RunFacts, *, redraw: bool = True) -> Path:
         sections=sections,
         provenance=facts | {"config": run.config.to_dict()},
     )
+
+
+def try_report(run: RunFacts, *, redraw: bool = False) -> Path | None:
+    """`write_run_report` after a command whose numbers are safe: what fails is one line on stderr."""
+    try:
+        return write_run_report(run, redraw=redraw)
+    except Exception as error:
+        print(f"The report could not be written: {first_line(error)}", file=sys.stderr)
+        return None

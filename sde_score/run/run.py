@@ -258,7 +258,7 @@ def load(
     check_same_keys(run.model, weights, f"checkpoint {found.path}")
     run.model.load_state_dict(weights)
     run.model.eval().requires_grad_(False)
-    run.step = found.step
+    run.step, run.fingerprint = found.step, found.config.get("data")
     run.prior = PriorGap(**found.config["prior"]) if found.config.get("prior") else None
     run._data = None if data is None else run.check_data(as_splits(data))
     return run

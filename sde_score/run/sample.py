@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,34 @@ import torch
 from torch import Tensor
 
 from sde_score.data import DataInfo
-from sde_score.files import write_bytes
+from sde_score.files import first_line, write_bytes
+from sde_score.metrics.base import data_hash
 from sde_score.protocols import Constraint
 from sde_score.registry import SettingError, suggest
 from sde_score.run.build import build_sampler, naming, sampler_settings, told_conditions
 from sde_score.run.facts import RunFacts, provenance, write_json
-from sde_score.sampling import Callback, ProgressBar, Sampler, Trajectory, callbacks
+from sde_score.run.pictures import column_names, draw_picture, in_units, run_range, save_picture_of, shown_range
+from sde_score.run.results import (
+    check_tag,
+    costs_nothing,
+    keep_earlier,
+    read_json,
+    result_name,
+    settings_of,
+    spec_word,
+    weights_digest,
+    write_table,
+)
+from sde_score.sampling import Callback, Progress, ProgressBar, Sampler, Trajectory, callbacks
 from sde_score.score import Score
 from sde_score.sdes import SDE
-from sde_score.tensors import SampleNoise, mix_seed
+from sde_score.tensors import SampleNoise
 from sde_score.training import distributed
 
-TRAJECTORY_SAMPLES = 8
+TRAJECTORY_SAMPLES, TRAJECTORY_FRAMES = 8, 12
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+MOVIES = (".gif", ".mp4")
+NUMBERS = (".npz", ".npy", ".csv")
 
 
 @dataclass
@@ -50,7 +67,7 @@ class Samples:
     @property
     def x(self) -> Tensor:
         """In data units: images between 0 and 1, made anew at each call."""
-        return self.stored if self.info.levels is None else self.stored / (self.info.levels - 1)
+        return in_units(self.info, self.stored)
 
     @property
     def labels(self) -> Tensor | None:
@@ -58,27 +75,56 @@ class Samples:
         return self.cond.get("y")
 
     def save(self, path: str | Path) -> Path:
-        """Write `path` (.png: a grid, or a scatter plot of 2-D points; .npz: the numbers)."""
+        """Write `path` as its suffix says:
+
+        - a picture (.png, .jpg, .webp, .pdf, .svg): images as a grid, vectors, series and volumes as a plot;
+        - a movie from noise to data (.gif, .mp4), where a trajectory was kept;
+        - the numbers: .npz (`x` and the conditions), .npy (`x`), .csv (vectors, a column for each number).
+
+        Raises `ValueError` for another suffix, and for one that these samples have nothing to write in.
+        """
         path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix not in (*PICTURES, *MOVIES, *NUMBERS):
+            raise ValueError(
+                f"Samples are written as {', '.join((*PICTURES, *MOVIES, *NUMBERS))}; got {str(path)!r}."
+            )
+        if suffix in MOVIES and self.trajectory is None:
+            raise ValueError(f"{path.name}: no trajectory was kept to make a movie of; draw with trajectory=True.")
+        if suffix == ".csv" and self.stored.ndim != 2:
+            raise ValueError(
+                f"{path.name}: a .csv holds vectors; samples of shape {tuple(self.stored.shape[1:])} are written as "
+                ".npz or .npy."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".npz":
-            import io
+        if suffix in PICTURES:
+            return draw_picture(path, self.info, {"samples": self.x})
+        if suffix in MOVIES:
+            return self._save_movie(path, shown_range(self.info, self.x))
+        if suffix == ".npz":
+            return write_table(path, {"x": self.stored} | self.cond)
+        if suffix == ".csv":
+            return write_table(path, self._columns())
+        import numpy as np
 
-            import numpy as np
+        buffer = io.BytesIO()
+        np.save(buffer, self.stored.numpy())
+        return write_bytes(path, buffer.getvalue())
 
-            arrays = {"x": self.stored.numpy()} | {name: values.numpy() for name, values in self.cond.items()}
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **arrays)
-            return write_bytes(path, buffer.getvalue())
-        if self.stored.ndim == 2 and self.stored.shape[1] == 2:
-            from sde_score.visual.plots import plot_scatter
+    def _save_movie(self, path: Path, limits: tuple[float, float]) -> Path:
+        from sde_score.visual.images import save_movie
 
-            return plot_scatter(path, {"samples": self.x})
-        if self.stored.ndim == 2:
-            raise ValueError("Vectors have no picture; save them as .npz.")
-        from sde_score.visual.images import save_grid
+        return save_movie(path, self.trajectory, times=self.times, max_frames=len(self.trajectory), range=limits)
 
-        return save_grid(path, self.x)
+    def _columns(self) -> dict[str, Tensor]:
+        """The numbers of vectors, and their conditions, under their names."""
+        width = self.stored.shape[1]
+        names = column_names(self.info) or [f"x{i}" for i in range(width)]
+        columns = {str(name): self.stored[:, i] for i, name in enumerate(names)}
+        for name, values in self.cond.items():
+            flat = values.flatten(1) if values.ndim > 1 else values[:, None]
+            columns |= {f"{name}{i if flat.shape[1] > 1 else ''}": flat[:, i] for i in range(flat.shape[1])}
+        return columns
 
 
 def draw(
@@ -102,8 +148,8 @@ def draw(
     and the NFE of each chunk.
 
     With `shared=False` this process draws them all. `score_for(indices)` gives the score function for those samples.
-    Each chunk is put through `decode` when it is drawn, and in its place of the one tensor that is returned. Sample i
-    depends on (seed, i) only.
+    `callback` is told of each step. Each chunk is put through `decode` when it is drawn, and in its place of the one
+    tensor that is returned. Sample i depends on (seed, i) only.
     """
     rank, world = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
     chunks = [range(start, min(start + batch_size, num)) for start in range(0, num, batch_size)]
@@ -123,9 +169,11 @@ def draw(
         x_T = sde.prior_sampling((len(indices), *shape), noise=noise, device=device, dtype=torch.float32)
         bar = ProgressBar(f"samples {indices.start}-{indices.stop - 1} of {num}") if progress else None
         watch = callbacks(bar, callback, trajectory if number == 0 else None)  # the last one may cut the batch
-        result = sampler(score_for(indices), x_T, noise=noise, constraint=constraint, callback=watch)
-        if bar is not None:
-            bar.close()
+        try:
+            result = sampler(score_for(indices), x_T, noise=noise, constraint=constraint, callback=watch)
+        finally:
+            if bar is not None:
+                bar.close()
         put(decode(result.x).cpu(), indices)
         nfes.append(result.nfe)
     if world > 1:
@@ -142,7 +190,7 @@ class _First:
     def __init__(self, inner: Trajectory) -> None:
         self.inner = inner
 
-    def __call__(self, progress) -> None:
+    def __call__(self, progress: Progress) -> None:
         progress.x, progress.x_mean = progress.x[:TRAJECTORY_SAMPLES], progress.x_mean[:TRAJECTORY_SAMPLES]
         self.inner(progress)
 
@@ -158,7 +206,7 @@ def sample(
     constraint: Constraint | None = None,
     callback: Callback | None = None,
     progress: bool = False,
-    trajectory: bool = False,
+    trajectory: bool | int = False,
     shared: bool = True,
 ) -> Samples:
     """Draw `num` samples with the settings of `run.config.sampling`.
@@ -174,11 +222,14 @@ def sample(
         constraint: `(z, moment) -> z` in model space, see `Sampler.__call__`.
         callback: sees every step, of each chunk of the batch.
         progress: show a bar.
-        trajectory: keep some states of the first samples.
+        trajectory: keep states of the first samples on their way, the samples themselves at the end: 12, or so many.
         shared: share the work among the processes of a torchrun.
     """
     if num < 1:
         raise ValueError(f"The number of samples must be positive; got {num}.")
+    frames = TRAJECTORY_FRAMES if trajectory is True else int(trajectory)
+    if frames and frames < 2:
+        raise ValueError(f"A trajectory has at least two states; got trajectory={trajectory}.")
     section = run.config.sampling
     if shared:
         run.warn_of_prior()
@@ -194,7 +245,7 @@ def sample(
         return score.bind(**{k: v[indices.start : indices.stop].to(run.device) for k, v in known.items()})
 
     images = run.info.levels is not None
-    kept = Trajectory(frames=12) if trajectory else None
+    kept = Trajectory(frames=frames - 1) if frames else None
     began = time.monotonic()
     x, nfes = draw(
         sampler,
@@ -216,21 +267,20 @@ def sample(
         "num": num,
         "seed": seed,
         "step": run.step,
+        "weights": weights_digest(run.model),
         "sde": run.config.sde,
         "sampling": settings,
+        "told": {name: data_hash(values) for name, values in known.items()},
         "nfe": max(nfes) if nfes else 0,
         "seconds": round(time.monotonic() - began, 2),
         "provenance": provenance(),
     }
-    recorded = kept is not None and bool(kept.kept)
-    return Samples(
-        stored=x,
-        info=run.info,
-        cond=known,
-        facts=facts,
-        trajectory=torch.stack([run.codec.decode(state).cpu() for state in kept.states]) if recorded else None,
-        times=kept.times if recorded else None,
-    )
+    samples = Samples(stored=x, info=run.info, cond=known, facts=facts)
+    if kept is not None and kept.kept:  # the states on the way, and where it led
+        way = torch.stack([run.codec.decode(state).cpu() for state in kept.states])
+        samples.trajectory = torch.cat([way, samples.x[None, : way.shape[1]].to(way.dtype)])
+        samples.times = [*kept.times, 0.0]
+    return samples
 
 
 def conditions_of(
@@ -258,61 +308,83 @@ def conditions_of(
     if missing := [name for name in told if name not in found]:
         held_out = run.data.test[range(min(num, len(run.data.test)))].cond
         found |= {name: held_out[name] for name in missing}
-    found = {name: found[name][torch.arange(num) % len(found[name])] for name in told}
-    return found
+    return {name: found[name][torch.arange(num) % len(found[name])] for name in told}
 
 
 def sampler_tag(run: RunFacts) -> str:
-    """A file name that says how samples were drawn: `pc_reverse_diffusion_langevin`, `ode`."""
+    """How samples are drawn, in a word: `pc_reverse_diffusion_langevin`, `ode`."""
     settings = sampler_settings(run.config)
     parts = [run.config.sampling.method, *(settings[key] for key in ("predictor", "corrector") if key in settings)]
-    return "_".join(str(part).partition("(")[0] for part in parts)
+    return "_".join(spec_word(part) for part in parts)
 
 
-def save_samples(samples: Samples, run: RunFacts, tag: str) -> dict[str, str]:
-    """Write pictures, numbers and facts of samples into the run directory; returns the paths."""
+def samples_name(samples: Samples, run: RunFacts) -> str:
+    """A file name that says what the samples are."""
+    facts = samples.facts
+    words = [sampler_tag(run), f"n{facts['num']}", f"step{facts['step']}", f"seed{facts['seed']}"]
+    return result_name(words, settings_of(facts))
+
+
+def save_samples(samples: Samples, run: RunFacts, tag: str | None = None) -> dict[str, str]:
+    """Write numbers, facts and pictures of samples into the run directory; returns the paths.
+
+    They are called `tag`, or else by what they are. Other samples that have the name `tag` are kept under another. A
+    picture that fails is one line on stderr. Raises `ValueError` where the tag is no plain name.
+    """
     folder = run.workdir / "samples"
     folder.mkdir(exist_ok=True)
-    files = {"npz": str(samples.save(folder / f"{tag}.npz"))}
-    if samples.stored.ndim > 2 or samples.stored.shape[1] == 2:
-        files["png"] = str(save_picture(samples, run, folder / f"{tag}.png"))
+    name = samples_name(samples, run) if tag is None else check_tag(tag)
+    if tag is not None and (moved := keep_earlier(folder, tag, settings_of(samples.facts))):
+        print(f"The earlier samples of the name {tag} are now called {moved}.", file=sys.stderr)
+    files = {"npz": str(samples.save(folder / f"{name}.npz"))}
+    if samples.stored.ndim == 2:
+        files["csv"] = str(samples.save(folder / f"{name}.csv"))
+    files["json"] = str(folder / f"{name}.json")
+    write_json(folder / f"{name}.json", samples.facts)
+    with costs_nothing("The picture of the samples"):
+        files["png"] = str(save_picture_of(run, folder / f"{name}.png", samples.x))
     if samples.trajectory is not None and samples.stored.ndim > 2:
-        from sde_score.visual.images import film_strip, save_gif, save_png
+        from sde_score.visual.images import film_strip, save_picture
 
-        files["trajectory"] = str(save_png(folder / f"{tag}_trajectory.png", film_strip(samples.trajectory)))
-        files["gif"] = str(save_gif(folder / f"{tag}_trajectory.gif", samples.trajectory))
-    write_json(folder / f"{tag}.json", samples.facts | {"files": files})
+        with costs_nothing("The pictures of the way from noise to data"):
+            limits = run_range(run, samples.x)
+            film = film_strip(samples.trajectory, times=samples.times, range=limits)
+            files["trajectory"] = str(save_picture(folder / f"{name}_trajectory.png", film, scale=1))
+            files["gif"] = str(samples._save_movie(folder / f"{name}_trajectory.gif", limits))
     return files
 
 
-def save_picture(samples: Samples, run: RunFacts, path: Path) -> Path:
-    """A grid; for points of the plane a scatter plot beside the data."""
-    if samples.stored.ndim == 2:
-        from sde_score.visual.plots import plot_scatter
+def load_samples(run: RunFacts, source: str | Path) -> Samples:
+    """Samples that were drawn before: the name of a set in the run directory, or an .npz file with `x` and conditions.
 
-        if not run.has_data():
-            return samples.save(path)
-        count = min(len(run.data.test), len(samples.stored))
-        return plot_scatter(
-            path, {"data": run.codec.decode(run.codec.encode(run.data.test[range(count)].x)), "samples": samples.x}
-        )
-    return samples.save(path)
+    Raises `ValueError` where there are none, or where they are not like the data of the run.
+    """
+    import numpy as np
 
-
-def sample_action(run: RunFacts, num: int, seed: int):
-    """A training action: a grid of samples of the averaged weights."""
-
-    def action(state) -> None:
-        model = state.ema.model if state.ema is not None else state.model
-        now = replace(run, model=model, step=state.step)
-        try:
-            # the other processes wait at the next step
-            samples = sample(now, num, seed=mix_seed(seed, 1), shared=False)
-            if samples.stored.ndim > 2 or samples.stored.shape[1] == 2:
-                (run.workdir / "samples").mkdir(exist_ok=True)  # fails where the run directory was deleted
-                save_picture(samples, now, run.workdir / "samples" / f"step_{state.step:08d}.png")
-        # an early model may diverge under a sampler; training need not stop for that
-        except (FloatingPointError, RuntimeError) as error:
-            print(f"No sample grid at step {state.step}: {error}", file=sys.stderr)
-
-    return action
+    folder, path = run.workdir / "samples", Path(source)
+    if path.suffix.lower() != ".npz" or not path.is_file():
+        path = folder / f"{source}.npz"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.npz"))
+        hint = suggest(str(source), known)
+        raise ValueError(f"There are no samples {str(source)!r}, neither as a file nor in {folder}.{hint}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            held = {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+        x = held.pop("x")
+    except Exception as error:  # whatever numpy makes of arbitrary bytes
+        raise ValueError(f"{path} holds no samples `x` that can be read: {first_line(error)}") from error
+    if tuple(x.shape[1:]) != run.info.shape or not len(x):
+        wanted = ", ".join(map(str, ("N", *run.info.shape)))
+        raise ValueError(f"{path} holds samples of shape {tuple(x.shape)}; those of this run are ({wanted}).")
+    levels = run.info.levels
+    if levels is not None and (x.dtype != torch.uint8 or int(x.max()) >= levels):
+        raise ValueError(f"{path} must hold grey levels 0 to {levels - 1} in uint8; got {x.dtype} up to {x.max()}.")
+    if levels is None and not x.is_floating_point():
+        raise ValueError(f"{path} must hold real numbers in the data's units; got {x.dtype}.")
+    try:
+        facts = read_json(path.with_suffix(".json"))
+    except ValueError:
+        facts = {}
+    facts = {"num": len(x), "seed": None, "step": None, "nfe": None, "sampling": None} | facts
+    return Samples(stored=x, info=run.info, cond=held, facts=facts | {"num": len(x), "file": str(path)})

@@ -13,7 +13,7 @@ import torch
 from ml_collections import ConfigDict
 
 from sde_score.config import from_json, is_run, read_run, to_json, with_plugins
-from sde_score.data import BatchLoader, DataSplits
+from sde_score.data import BatchLoader, DataSplits, load_codec
 from sde_score.files import LOCK, FolderGone, SameFolder, held_alone
 from sde_score.models import ScoreModel
 from sde_score.models.ema import EMA
@@ -31,10 +31,18 @@ from sde_score.run.build import (
     told_conditions,
 )
 from sde_score.run.evaluate import validation_loss
-from sde_score.run.facts import RunFacts, as_splits, check_same_run, provenance, saved_state, write_json
+from sde_score.run.facts import (
+    RunFacts,
+    as_splits,
+    check_same_run,
+    check_same_sources,
+    provenance,
+    saved_state,
+    write_json,
+)
 from sde_score.run.plugins import import_plugins, trust
 from sde_score.run.run import Run, load
-from sde_score.run.sample import sample_action
+from sde_score.run.snapshot import Snapshots
 from sde_score.run.unused import check_given
 from sde_score.training import (
     Cadence,
@@ -50,6 +58,7 @@ from sde_score.training import (
     Trainer,
     TrainResult,
     distributed,
+    load_checkpoint,
 )
 from sde_score.training.checkpoint import list_checkpoints
 
@@ -174,10 +183,15 @@ def train(
         distributed.barrier()
         data = as_splits(data) if data is not None else build_data(config) if loaded is None else loaded
         check_given(config, given, data.info)
-        codec = build_codec(config, data)
+        begun = None
+        if list_checkpoints(workdir / "checkpoints"):
+            begun = load_checkpoint(workdir, say=lambda message: None)  # the trainer says what is wrong with which file
+        codec = build_codec(config, data) if begun is None else load_codec(config.data.codec, begun.codec)
         torch.manual_seed(config.seed)  # the initial weights
         run = RunFacts.assemble(config, data.info, codec, workdir, device, sde=sde)
-        run._data = data
+        run._data, run.fingerprint = data, data.fingerprint()
+        if begun is not None and begun.config:
+            check_same_sources(begun.config, run)
         _check_condition_dropout(config, data, run.model)
         result = _fit(run, objective)
         distributed.barrier()
@@ -248,7 +262,8 @@ def _loader(run: RunFacts) -> BatchLoader:
 def _trainer(run: RunFacts, objective: Objective, loader: BatchLoader, say: TextLog | None) -> Trainer:
     """The trainer that sections `training`, `optim` and `model` describe."""
     config, section, optim = run.config, run.config.training, run.config.optim
-    told = told_conditions(config, run.info)
+    told, writers = told_conditions(config, run.info), _writers(run, say)
+    snapshots = Snapshots(run, section.snapshot_samples, config.seed, say=say or print, writers=writers)
 
     def batch(step: int):
         read = loader.batch(step)
@@ -276,12 +291,12 @@ def _trainer(run: RunFacts, objective: Objective, loader: BatchLoader, say: Text
             section.checkpoint_freq,
             [
                 (section.eval_freq, validation_loss(run)),
-                (section.snapshot_freq, sample_action(run, section.snapshot_samples, config.seed)),
+                (section.snapshot_freq, snapshots),
             ],
         ),
         record=Record(
             checkpoints=CheckpointStore(run.workdir, keep=section.keep_checkpoints, say=say or print),
-            writers=_writers(run, say),
+            writers=writers,
             say=say,
             config=saved_state(run),
             codec=run.codec.state_dict(),

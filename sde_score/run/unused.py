@@ -13,10 +13,9 @@ from sde_score.data import CODECS, DataInfo, settings_of
 from sde_score.keys import KEYS
 from sde_score.models import MODELS
 from sde_score.registry import SettingError, parse_spec
-from sde_score.run.build import GIVEN, naming
+from sde_score.run.build import GIVEN, LOADING, naming
 from sde_score.sampling import SAMPLERS, Sampler
 
-LOADING = ("root", "image_size", "channels", "holdout", "on_error", "download", "max_pixels", "memory_gb")
 SAID = "says it already. Leave one of them out."
 EVERY_METHOD = ("method", "batch_size", "compile")  # keys that serve whatever samples
 # what a command on a trained run reads of its configuration, besides what the run is

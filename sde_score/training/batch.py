@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_score.tensors import SampleNoise, expand_like, mix_seed
+from sde_score.tensors import SampleNoise, expand_like, mix_seed, to_device
 from sde_score.training import distributed
 
 # A word that keeps this stream apart from the others of one seed; no number of a step or of a sample gets so far.
@@ -62,8 +62,7 @@ class Share:
         if len(counts) > 1:
             counts = distributed.all_sum(counts.to(device)).cpu()
         places = int(counts[: distributed.rank()].sum()) + torch.arange(len(x))
-        x = x.to(device, non_blocking=True)
-        return cls(x, as_conditions(cond, len(x), device), positions, places, int(counts.sum()))
+        return cls(to_device(x, device), as_conditions(cond, len(x), device), positions, places, int(counts.sum()))
 
     def __len__(self) -> int:
         return len(self.x)

@@ -87,9 +87,10 @@ class Cadence:
     Args:
         log: a line of metrics.
         checkpoint: a checkpoint; 0: after the last step only.
-        actions: pairs `(every, action)`. `action(state)` is called every so many steps and after the last one, on the
-            main process, after the checkpoint of the step; the numbers it returns go to the metrics. Sample grids and
-            validation come in here. It must be a function of the state: a run killed in it does it again.
+        actions: pairs `(every, action)`. `action(state)` is called every so many steps and after the last one (every 0:
+            never), on the main process, after the checkpoint of the step; the numbers it returns go to the metrics.
+            Sample grids and validation come in here. It must be a function of the state: a run killed in it does it
+            again.
     """
 
     log: int = 100

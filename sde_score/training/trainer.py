@@ -365,7 +365,7 @@ class Trainer:
         """
         step = self.state.step
         for every, action in self.actions:
-            if step == self.steps or _due(step, every):
+            if (step == self.steps and every > 0) or _due(step, every):
                 values = None
                 try:
                     values = action(self.state)
@@ -404,6 +404,7 @@ class Trainer:
             self.say(
                 f"Training was cut short by max_seconds={self.max_seconds:g} at step {state.step} of {self.steps}. "
                 f"{self._where_saved()} To train on, run the same command with a larger max_seconds."
+                f"{self._schedule_cut()}"
             )
             return "cut short"
         self.say(
@@ -411,6 +412,17 @@ class Trainer:
             "again."
         )
         return "interrupted"
+
+    def _schedule_cut(self) -> str:
+        """What it means for a decaying learning rate that the run ends here."""
+        state, rate = self.state, self.schedule(max(self.state.step - 1, 0))
+        if self.schedule.decay == "constant" or not state.step:
+            return ""
+        return (
+            f" The {self.schedule.decay} schedule was cut with it: the learning rate still stands at {rate:.0%} of its "
+            f"peak, and the samples are worse for that. At this speed --config.training.n_iters={state.step} would "
+            "have run it to its end."
+        )
 
     def _where_saved(self) -> str:
         files = self.checkpoints.files() if self.checkpoints is not None else []

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_score.tensors import SampleNoise
+from sde_score.tensors import SampleNoise, to_device
 from sde_score.training.batch import as_conditions
 from sde_score.training.sentinel import TimeProbe
 from sde_score.training.state import TrainState
@@ -90,7 +90,7 @@ class ValidationLoss:
                 for x, cond in self.batches:
                     noise = SampleNoise((self.seed, _VALIDATION, repeat), range(seen, seen + len(x)))
                     seen += len(x)
-                    loss, times = self._batch(model, x.to(device), as_conditions(cond, len(x), device), noise)
+                    loss, times = self._batch(model, to_device(x, device), as_conditions(cond, len(x), device), noise)
                     losses.append(loss.detach().double().cpu())
                     if self.log_snr is not None and times is not None:
                         levels.append(self.log_snr(times.double().cpu()))

@@ -21,6 +21,9 @@ class MetricsWriter(Protocol):
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
         """Note `values` at `step`; None stands for a number that does not exist."""
 
+    def image(self, step: int, name: str, picture: Any) -> None:
+        """Note a picture `(C, H, W)` with values in [0, 1]; a writer of numbers alone leaves it."""
+
     def rewind(self, step: int) -> None:
         """Forget everything after `step`, since the run goes on from there. Called once, before the first `write`."""
 
@@ -42,6 +45,9 @@ class JSONLWriter:
         clean = {key: value if value is None or math.isfinite(value) else None for key, value in values.items()}
         with self.folder, open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **clean}) + "\n")
+
+    def image(self, step: int, name: str, picture: Any) -> None:
+        """Pictures are files of their own."""
 
     def rewind(self, step: int) -> None:
         """Drop the lines after `step`, and a last line that a killed process left unfinished."""

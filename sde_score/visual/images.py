@@ -1,7 +1,8 @@
 """Samples as pictures: grids, film strips and animations, with Pillow alone.
 
 Every rank has a picture: vectors ``(B, D)``, series ``(B, C, L)``, images ``(B, C, H, W)`` of any number of channels,
-volumes ``(B, C, D, H, W)``. Images are floats in [0, 1] (values outside are clipped) or uint8.
+volumes ``(B, C, D, H, W)``. Images are uint8, or floats of any unit: ``range=(low, high)`` says which values are black
+and white, and is written below the picture where it is not (0, 1).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import io
 import math
 import os
+import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,18 +19,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_score.files import write_bytes
+from sde_score.files import first_line, write_bytes
+from sde_score.visual.svg import format_number
 
 BORDER = 255  # white gaps between cells
 INK = (31, 78, 140)  # lines and dots
 SHADES = ((31, 78, 140), (200, 80, 30), (40, 130, 80), (130, 70, 150))  # one for each channel of a series
 
 
-def to_uint8(x: Tensor | np.ndarray) -> Tensor:
-    """Floats in [0, 1] to uint8 by rounding, clipped; uint8 and bool pass.
+Range = tuple[float, float]
+"""The values that a picture shows as black and as white, in the data's own units."""
+
+UNIT: Range = (0.0, 1.0)
+
+
+def own_range(x: Tensor | np.ndarray, *, share: float = 0.005) -> Range:
+    """What pictures of ``x`` show as black and white: all but the lowest and the highest ``share`` of its values.
 
     Raises:
-        ValueError: values that are not finite (the first sample is named), or integers outside 0..255.
+        ValueError: no finite value.
+    """
+    values = torch.as_tensor(x).detach().cpu().flatten().double()
+    values = values[:: max(1, len(values) // 1_000_000)]  # a million of them tell as much
+    values = values[torch.isfinite(values)]
+    if not len(values):
+        raise ValueError("Values that are all NaN or infinite have no range.")
+    low, high = np.quantile(values.numpy(), (share, 1 - share)).tolist()
+    half = 0.0 if high > low else max(0.5, 1e-3 * abs(low))  # a constant is grey
+    return low - half, high + half
+
+
+def _checked_range(range: Range | None, x: Tensor) -> Range:
+    """``range``, or where it is left out 0 to 1, widened to hold every value: nothing is clipped unasked."""
+    if range is None:
+        low, high = (float(x.min()), float(x.max())) if x.numel() else UNIT
+        return min(0.0, low), max(1.0, high)
+    low, high = (float(v) for v in range)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"range=({low:g}, {high:g}) must be two finite numbers, the smaller one first.")
+    return low, high
+
+
+def to_uint8(x: Tensor | np.ndarray, *, range: Range | None = None) -> Tensor:
+    """Floats to uint8 by rounding: ``low`` to 0 and ``high`` to 255, values outside are clipped; uint8 and bool pass.
+
+    ``range=None``: 0 to 1, widened to hold every value, so that nothing is clipped.
+
+    Raises:
+        ValueError: values that are not finite (the first sample is named), integers outside 0..255, or no range.
     """
     x = torch.as_tensor(x).detach().cpu()
     if x.dtype == torch.uint8:
@@ -41,6 +80,9 @@ def to_uint8(x: Tensor | np.ndarray) -> Tensor:
             )
         return x.to(torch.uint8)
     _check_finite(x)
+    low, high = _checked_range(range, x)
+    if (low, high) != UNIT:
+        x = (x.double() - low) / (high - low)
     return (x.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -53,12 +95,12 @@ def _check_finite(x: Tensor) -> None:
         )
 
 
-def to_cells(x: Tensor | np.ndarray) -> np.ndarray:
+def to_cells(x: Tensor | np.ndarray, *, range: Range | None = None) -> np.ndarray:
     """One RGB picture for each sample, ``(B, h, w, 3)`` uint8.
 
     One channel is grey, three are RGB, two and four to six are set side by side as grey pictures, of more the first
     three make an RGB picture. Volumes show the middle slice across each of the three axes. Series and vectors become
-    line plots on a common scale.
+    line plots on a common scale, that of ``range`` or of all values.
     """
     x = torch.as_tensor(x).detach().cpu()
     if x.ndim < 2 or x.shape[0] == 0:
@@ -66,13 +108,13 @@ def to_cells(x: Tensor | np.ndarray) -> np.ndarray:
     if 0 in x.shape:
         raise ValueError(f"Samples without values cannot be drawn: {tuple(x.shape)}.")
     if x.ndim == 2:
-        return _line_cells(x[:, None])
+        return _line_cells(x[:, None], range)
     if x.ndim == 3:
-        return _line_cells(x)
+        return _line_cells(x, range)
     if x.ndim == 4:
-        return _colour(to_uint8(x).numpy())
+        return _colour(to_uint8(x, range=range).numpy())
     if x.ndim == 5:
-        return _slices(to_uint8(x))
+        return _slices(to_uint8(x, range=range))
     raise ValueError(f"No picture is known for samples of shape {tuple(x.shape[1:])}. Index them down to (B, C, H, W).")
 
 
@@ -95,14 +137,15 @@ def _slices(x: Tensor) -> np.ndarray:
     return np.concatenate(padded, axis=2)
 
 
-def _line_cells(x: Tensor, *, height: int = 108, width: int = 180) -> np.ndarray:
+def _line_cells(x: Tensor, range: Range | None, *, height: int = 108, width: int = 180) -> np.ndarray:
     """Series ``(B, C, L)`` as lines, one colour for each channel; one scale for all samples."""
     from PIL import Image, ImageDraw
 
     x = x.double()
     _check_finite(x)
-    low, high = float(x.min()), float(x.max())
+    low, high = (float(x.min()), float(x.max())) if range is None else _checked_range(range, x)
     span = high - low or 1.0
+    x = x.clamp(low - span, high + span)  # noise may lie far outside: the line leaves the cell
     over, margin = 3, 4  # drawn three times as large, then reduced: smooth lines
     cells = []
     for sample in x:
@@ -122,15 +165,22 @@ def _line_cells(x: Tensor, *, height: int = 108, width: int = 180) -> np.ndarray
     return np.stack(cells)
 
 
-def to_grid(x: Tensor | np.ndarray, *, columns: int | None = None, pad: int = 1) -> np.ndarray:
+def to_grid(
+    x: Tensor | np.ndarray, *, columns: int | None = None, pad: int = 1, range: Range | None = None
+) -> np.ndarray:
     """Samples in rows and columns, one uint8 picture ``(H, W, 3)``.
 
     Args:
-        x: ``(B, *)``, floats in [0, 1] or uint8; see ``to_cells`` for ranks and channels.
+        x: ``(B, *)``, floats or uint8; see ``to_cells`` for ranks and channels.
+        range: the values shown as black and white; see ``to_uint8``.
         columns: cells in a row; default: a roughly square picture.
         pad: width of the gaps, in pixels of the samples.
     """
-    cells = to_cells(x)
+    return _tiled(to_cells(x, range=range), columns, pad)
+
+
+def _tiled(cells: np.ndarray, columns: int | None = None, pad: int = 1) -> np.ndarray:
+    """Cells ``(B, h, w, 3)`` in rows and columns."""
     n, h, w, _ = cells.shape
     if columns is None:
         columns = max(1, min(n, round(math.sqrt(n * (h + pad) / (w + pad)))))
@@ -174,25 +224,79 @@ def png_bytes(grid: np.ndarray, *, scale: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(path: str | os.PathLike, grid: np.ndarray, *, scale: int | None = None) -> Path:
-    """Write a grid as PNG, whole or not at all; small images are enlarged by a whole factor so that 8x8 digits can be
-    read."""
-    return write_bytes(path, png_bytes(grid, scale=scale))
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
+"""Suffixes of pictures and Pillow's words for them."""
+
+
+def save_picture(path: str | os.PathLike, grid: np.ndarray, *, scale: int | None = None) -> Path:
+    """Write a grid, whole or not at all, in the format of the suffix: .png, .jpg, .jpeg, .webp or .pdf. Small images
+    are enlarged by a whole factor so that 8x8 digits can be read.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    from PIL import Image
+
+    kind = PICTURES.get(Path(path).suffix.lower())
+    if kind is None:
+        raise ValueError(
+            f"A picture is written as {', '.join(PICTURES)}; got {os.fspath(path)!r}. (Plots are written as .svg too.)"
+        )
+    if kind == "PNG":
+        return write_bytes(path, png_bytes(grid, scale=scale))
+    buffer = io.BytesIO()
+    quality = {"quality": 92} if kind != "PDF" else {"resolution": 150}
+    Image.open(io.BytesIO(png_bytes(grid, scale=scale))).convert("RGB").save(buffer, kind, **quality)
+    return write_bytes(path, buffer.getvalue())
 
 
 def save_grid(
-    path: str | os.PathLike, x: Tensor | np.ndarray, *, columns: int | None = None, scale: int | None = None
+    path: str | os.PathLike,
+    x: Tensor | np.ndarray,
+    *,
+    columns: int | None = None,
+    scale: int | None = None,
+    range: Range | None = None,
 ) -> Path:
-    """``save_png(path, to_grid(x))``."""
-    return save_png(path, to_grid(x, columns=columns), scale=scale)
+    """``to_grid`` into a file, with a bar of the values below where ``range`` is given and is not (0, 1)."""
+    grid = to_grid(x, columns=columns, range=range)
+    grid = enlarge(grid, scale or readable_scale(grid))
+    return save_picture(path, with_bar(grid, range, shades=torch.as_tensor(x).ndim > 3), scale=1)
 
 
-def calm(frames: Tensor) -> Tensor:
-    """Frames of a denoising path ``(T, B, *)`` brought to a common contrast.
+def with_bar(picture: np.ndarray, range: Range | None, *, shades: bool = True) -> np.ndarray:
+    """The picture with a strip below that says which values are black and white, or, with ``shades=False``, the lower
+    and the upper edge. Without a range, and for (0, 1), as it is.
+    """
+    if range is None or tuple(range) == UNIT:
+        return picture
+    from PIL import Image, ImageDraw, ImageFont
+
+    width, size = max(picture.shape[1], 160), 12
+    canvas = Image.new("RGB", (width, picture.shape[0] + 2 * size), "white")
+    canvas.paste(Image.fromarray(picture), (0, 0))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+    low, high = (format_number(float(v)).replace("-", "\N{MINUS SIGN}") for v in range)
+    middle = picture.shape[0] + size
+    if not shades:
+        draw.text((4, middle), f"vertical axis from {low} to {high}", fill=(70, 70, 70), font=font, anchor="lm")
+        return np.asarray(canvas)
+    left, right = draw.textlength(low, font=font) + 10, width - draw.textlength(high, font=font) - 10
+    draw.text((4, middle), low, fill=(70, 70, 70), font=font, anchor="lm")
+    draw.text((width - 4, middle), high, fill=(70, 70, 70), font=font, anchor="rm")
+    ramp = np.linspace(0, 255, max(int(right - left), 2)).round().astype(np.uint8)
+    bar = Image.fromarray(np.repeat(ramp[None], size, axis=0)).convert("RGB")
+    canvas.paste(bar, (int(left), middle - size // 2))
+    draw.rectangle((int(left) - 1, middle - size // 2 - 1, int(left) + len(ramp), middle + size // 2), outline="#999")
+    return np.asarray(canvas)
+
+
+def calm(frames: Tensor, range: Range = UNIT) -> Tensor:
+    """Frames of a denoising path ``(T, B, *)`` brought to a common contrast, and ``range`` to [0, 1].
 
     The first frames of a variance-exploding path are hundreds of times wider than an image. Each frame is shrunk
-    about 1/2 until its root mean square deviation is at most 1/2, the largest that values in [0, 1] can have: images
-    within [0, 1] stay what they are.
+    about the middle until its root mean square deviation is at most half of the range, the largest that values within
+    it can have: images within the range stay what they are.
     """
     frames = torch.as_tensor(frames).detach().cpu()
     if not frames.dtype.is_floating_point:
@@ -202,7 +306,8 @@ def calm(frames: Tensor) -> Tensor:
             _check_finite(frame)
         except ValueError as error:
             raise ValueError(f"Frame {i}: {error}") from None
-    frames = frames.double() - 0.5
+    low, high = _checked_range(range, frames)
+    frames = (frames.double() - low) / (high - low) - 0.5
     rms = frames.flatten(1).square().mean(1).sqrt().clamp(min=1e-12)
     factor = (0.5 / rms).clamp(max=1.0)
     return (frames * factor.reshape(-1, *[1] * (frames.ndim - 1)) + 0.5).float()
@@ -221,38 +326,52 @@ def film_strip(
     columns: int = 10,
     rows: int = 6,
     scale: int | None = None,
+    range: Range | None = None,
 ) -> np.ndarray:
     """A denoising path: rows are samples, columns are times from noise to data, ``(H, W, 3)`` uint8, enlarged already.
 
     Args:
-        trajectory: ``(T, B, *)`` or a sequence of ``(B, *)``, in the order of sampling, in data units [0, 1].
+        trajectory: ``(T, B, *)`` or a sequence of ``(B, *)``, in the order of sampling, in data units.
         times: ``(T,)`` written above the columns.
         columns: number of times shown, the first and the last included.
         rows: number of samples shown.
         scale: enlargement; ``None`` picks a readable one.
+        range: the values shown as black and white; default: those of the last frame, at least 0 to 1.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
     frames = _stack(trajectory)
     which = _chosen(len(frames), columns)
-    frames = frames[which][:, :rows]
-    if frames.ndim > 4:  # (T, B, C, H, W) and volumes: pictures have a range, series their own scale
-        frames = calm(frames)
+    t, b = len(which), min(rows, frames.shape[1])
+    cells = _path_cells(frames[which][:, :rows], range).swapaxes(0, 1)
+    grid = _tiled(cells.reshape(t * b, *cells.shape[2:]), columns=t)
+    grid = enlarge(grid, scale or readable_scale(grid, target=1000))
+    if times is not None:
+        grid = _labelled(grid, [f"t = {float(times[i]):.3g}" for i in which])
+    return with_bar(grid, range, shades=frames.ndim > 4)
+
+
+def _path_cells(frames: Tensor, range: Range | None) -> np.ndarray:
+    """Cells of a path, ``(T, B, h, w, 3)``: pictures with each frame at a common contrast, lines on one scale."""
     t, b = frames.shape[:2]
-    grid = to_grid(frames.transpose(0, 1).reshape(t * b, *frames.shape[2:]), columns=t)
-    scale = scale or readable_scale(grid, target=1000)
-    grid = enlarge(grid, scale)
-    if times is None:
-        return grid
-    labels = [f"t = {float(times[i]):.3g}" for i in which]
-    size = max(10, min(16, grid.shape[1] // t // 6))
-    canvas = Image.new("RGB", (grid.shape[1], grid.shape[0] + 2 * size), "white")
-    canvas.paste(Image.fromarray(grid), (0, 2 * size))
+    if frames.ndim > 4 and frames.dtype.is_floating_point:
+        frames = calm(frames, _checked_range(range, frames[-1]))
+        range = UNIT
+    cells = to_cells(frames.reshape(t * b, *frames.shape[2:]), range=range)
+    return cells.reshape(t, b, *cells.shape[1:])
+
+
+def _labelled(picture: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """The picture with labels above it, evenly spread; too long ones lose their ``t = ``."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    cell = picture.shape[1] / len(labels)
+    size = int(max(10, min(16, cell // 6)))
+    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + 2 * size), "white")
+    canvas.paste(Image.fromarray(picture), (0, 2 * size))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
-    cell = grid.shape[1] / t
     short = max(draw.textlength(s, font=font) for s in labels) > cell
     for i, label in enumerate(labels):
-        draw.text(((i + 0.5) * cell, size), label[4:] if short else label, fill=(70, 70, 70), font=font, anchor="mm")
+        shown = label.removeprefix("t = ") if short else label
+        draw.text(((i + 0.5) * cell, size), shown, fill=(70, 70, 70), font=font, anchor="mm")
     return np.asarray(canvas)
 
 
@@ -265,42 +384,97 @@ def _stack(trajectory: Tensor | Sequence[Tensor]) -> Tensor:
     return frames.detach().cpu()
 
 
-def save_gif(
+def save_movie(
     path: str | os.PathLike,
     trajectory: Tensor | Sequence[Tensor],
     *,
+    times: Sequence[float] | Tensor | None = None,
     columns: int | None = None,
     scale: int | None = None,
     max_frames: int = 40,
     milliseconds: int = 80,
     hold: int = 1500,
+    range: Range | None = None,
 ) -> Path:
-    """A denoising path as an endless animation of the grid; the last frame stays for ``hold`` milliseconds.
+    """A denoising path as a movie of the grid, .gif (endless) or .mp4; the last frame stays for ``hold`` milliseconds.
 
     Args:
-        trajectory: ``(T, B, *)`` or a sequence of ``(B, *)``, in the order of sampling, in data units [0, 1].
+        trajectory: ``(T, B, *)`` or a sequence of ``(B, *)``, in the order of sampling, in data units.
+        times: ``(T,)``, each written above its frame.
         max_frames: frames kept, evenly spread, the first and the last included.
         milliseconds: duration of a frame.
+        range: as in ``film_strip``.
+
+    Raises:
+        ValueError: another suffix, or .mp4 without an ffmpeg.
     """
+    check_movie(path)
+    frames = _stack(trajectory)
+    which = _chosen(len(frames), max_frames)
+    grids = [_tiled(cells, columns) for cells in _path_cells(frames[which], range)]
+    scale = scale or readable_scale(grids[0], target=320)
+    grids = [with_bar(enlarge(g, scale), range, shades=frames.ndim > 4) for g in grids]
+    if times is not None:
+        grids = [_labelled(g, [f"t = {float(times[i]):.3g}"]) for g, i in zip(grids, which, strict=True)]
+    if Path(path).suffix.lower() == ".mp4":
+        return _save_mp4(path, grids, milliseconds, hold)
+    few = (frames.ndim == 5 and frames.shape[2] == 1) or frames.ndim == 6
+    return write_bytes(path, _gif(grids, milliseconds, hold, greys=24 if few else None))
+
+
+def _gif(grids: Sequence[np.ndarray], milliseconds: int, hold: int, *, greys: int | None) -> bytes:
     from PIL import Image
 
-    frames = _stack(trajectory)
-    frames = frames[_chosen(len(frames), max_frames)]
-    if frames.ndim > 4:
-        frames = calm(frames)
-        grids = [to_grid(f, columns=columns) for f in frames]
-    else:  # one scale for the whole path: draw all frames together
-        t, b = frames.shape[:2]
-        cells = to_cells(frames.reshape(t * b, *frames.shape[2:]))
-        cells = torch.from_numpy(cells).permute(0, 3, 1, 2).reshape(t, b, 3, *cells.shape[1:3])
-        grids = [to_grid(c, columns=columns) for c in cells]
-    scale = scale or readable_scale(grids[0], target=320)
-    pictures = [Image.fromarray(enlarge(g, scale)) for g in grids]
-    if (frames.ndim == 5 and frames.shape[2] == 1) or frames.ndim == 6:
-        pictures = [p.convert("L").quantize(24) for p in pictures]  # few greys: noise packs badly
+    pictures = [Image.fromarray(g) for g in grids]
+    if greys is not None:
+        pictures = [p.convert("L").quantize(greys) for p in pictures]  # few greys: noise packs badly
     buffer = io.BytesIO()
     durations = [milliseconds] * (len(pictures) - 1) + [hold]
     pictures[0].save(
         buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=True
     )
-    return write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def check_movie(path: str | os.PathLike) -> None:
+    """Raise `ValueError` where no movie can be written at `path`, before the work is done."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".gif", ".mp4"):
+        raise ValueError(f"A movie is written as .gif or .mp4; got {os.fspath(path)!r}.")
+    if suffix == ".mp4":
+        _ffmpeg()
+
+
+def _ffmpeg() -> str:
+    """The program that packs .mp4: that of the package imageio-ffmpeg, or the system's."""
+    try:
+        import imageio_ffmpeg
+
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        found = shutil.which("ffmpeg")
+    if found is None:
+        raise ValueError("A movie as .mp4 needs ffmpeg: pip install imageio-ffmpeg, or write it as .gif.")
+    return found
+
+
+def _save_mp4(path: str | os.PathLike, grids: Sequence[np.ndarray], milliseconds: int, hold: int) -> Path:
+    """H.264 with even sides, as players ask for; written beside its place and then moved there."""
+    path = Path(path)
+    height, width = (n + n % 2 for n in grids[0].shape[:2])
+    stay = max(1, round(hold / milliseconds))
+    frames = [np.pad(g, ((0, height - g.shape[0]), (0, width - g.shape[1]), (0, 0)), constant_values=BORDER)
+              for g in grids]  # fmt: skip
+    raw = b"".join(f.tobytes() for f in [*frames, *[frames[-1]] * (stay - 1)])
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
+    command = [_ffmpeg(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
+               "-r", f"{1000 / milliseconds:g}", "-i", "-", "-an", "-c:v", "libx264", "-pix_fmt", "yuv420p",
+               str(unfinished)]  # fmt: skip
+    try:
+        done = subprocess.run(command, input=raw, capture_output=True)
+        if done.returncode:
+            raise RuntimeError(f"ffmpeg could not write {path}: {first_line(RuntimeError(done.stderr.decode()))}")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path

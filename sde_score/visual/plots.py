@@ -46,7 +46,7 @@ Points = Tensor | np.ndarray
 
 
 @contextmanager
-def _figure(columns: int = 1, rows: int = 1, *, size: tuple[float, float] = (6.4, 3.8), **keywords: Any) -> Iterator:
+def figure_of(columns: int = 1, rows: int = 1, *, size: tuple[float, float] = (6.4, 3.8), **keywords: Any) -> Iterator:
     """A figure in the style of the house on its own Agg canvas: the user's backend and settings stay as they are."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -58,12 +58,25 @@ def _figure(columns: int = 1, rows: int = 1, *, size: tuple[float, float] = (6.4
         yield figure, figure.subplots(rows, columns, squeeze=False, **keywords)
 
 
-def _save(figure: Any, path: str | os.PathLike) -> Path:
-    """Write the figure, with at most 256 colours: a third of the size at no visible loss."""
+PLOTS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
+
+
+def save_figure(figure: Any, path: str | os.PathLike) -> Path:
+    """Write the figure in the format of the suffix; a PNG with at most 256 colours: a third of the size at no visible
+    loss.
+
+    Raises:
+        ValueError: another suffix.
+    """
     from PIL import Image
 
+    suffix = Path(path).suffix.lower()
+    if suffix not in PLOTS:
+        raise ValueError(f"A plot is written as {', '.join(PLOTS)}; got {os.fspath(path)!r}.")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format=suffix[1:])
+    if suffix != ".png":
+        return write_bytes(path, buffer.getvalue())
     picture = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
@@ -130,7 +143,7 @@ def plot_loss(path: str | os.PathLike, metrics: str | os.PathLike | Iterable[Map
     curves = [curve for curve in curves if curve[1]]
     if not curves:
         raise ValueError(f"No row with 'step' and one of {', '.join(k for k, _ in LOSSES)}; there is no loss to draw.")
-    with _figure() as (figure, axes):
+    with figure_of() as (figure, axes):
         ax = axes[0, 0]
         shown = []
         for (label, steps, values), colour in zip(curves, COLOURS):
@@ -145,7 +158,7 @@ def plot_loss(path: str | os.PathLike, metrics: str | os.PathLike | Iterable[Map
         ax.set(xlabel="step", title="Loss")
         if len(curves) > 1:
             ax.legend()
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 _BIN = re.compile(r"(?P<prefix>.+)/loss/logsnr(?P<bin>[<>]?-?[\d.e+-]+?(?:\.\.-?[\d.e+-]+)?)$")
@@ -166,6 +179,12 @@ def loss_by_noise(rows: Sequence[Mapping[str, Any]], *, prefix: str = "val") -> 
     return {label: bins[label] for label in sorted(bins, key=position) if bins[label][0]}
 
 
+def bin_in_words(label: str) -> str:
+    """``-6..-3`` as "−6 to −3", ``<-6`` as "below −6"."""
+    words = label.replace("<", "below ").replace(">", "above ").replace("..", " to ")
+    return words.replace("-", "\N{MINUS SIGN}")
+
+
 def plot_loss_by_noise(
     path: str | os.PathLike, metrics: str | os.PathLike | Iterable[Mapping[str, Any]], *, prefix: str = "val"
 ) -> Path:
@@ -178,25 +197,28 @@ def plot_loss_by_noise(
         raise ValueError(f"No row holds {prefix}/loss/logsnr...; give the validation action a log_snr.")
     import matplotlib
 
-    with _figure(2, size=(4.6, 3.6)) as (figure, axes):
+    with figure_of(2, size=(4.6, 3.6)) as (figure, axes):
         colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, len(bins)))
         everything = []
         for (label, (steps, values)), colour in zip(bins.items(), colours):
-            axes[0, 0].plot(steps, values, color=colour, linewidth=1.6, label=label, marker="o", ms=3)
+            words = bin_in_words(label)
+            axes[0, 0].plot(steps, values, color=colour, linewidth=1.6, label=words, marker="o", ms=3)
             everything += values
         if min(everything) > 0 and max(everything) > 10 * min(everything):
             axes[0, 0].set_yscale("log")
             axes[0, 1].set_yscale("log")
         axes[0, 0].set(xlabel="step", title="Validation loss by log-SNR")
-        axes[0, 0].legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        axes[0, 0].legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2), title="log-SNR")
         first = [values[0] for _, values in bins.values()]
         last = [values[-1] for _, values in bins.values()]
-        axes[0, 1].plot(list(bins), first, "o--", color=GREY, ms=4, label="first")
-        axes[0, 1].plot(list(bins), last, "o-", color=BLUE, ms=5, label="newest")
-        axes[0, 1].set(xlabel="log-SNR (noise to data)", title="First and newest")
-        axes[0, 1].tick_params(axis="x", labelsize=8)
+        words = [bin_in_words(label) for label in bins]
+        steps = [step for steps, _ in bins.values() for step in steps]
+        axes[0, 1].plot(words, first, "o--", color=GREY, ms=4, label=f"step {min(steps):.0f}")
+        axes[0, 1].plot(words, last, "o-", color=BLUE, ms=5, label=f"step {max(steps):.0f}")
+        axes[0, 1].set(xlabel="log-SNR, from noise to data", title="First and newest")
+        axes[0, 1].tick_params(axis="x", labelsize=8, rotation=30)
         axes[0, 1].legend()
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 # Planes -------------------------------------------------------------------------------------------------------------
@@ -209,15 +231,18 @@ def _as_points(x: Points, what: str = "points") -> np.ndarray:
     return x[:, :2].numpy()
 
 
-def extent_of(*clouds: Points, margin: float = 0.15) -> tuple[float, float, float, float]:
-    """(left, right, bottom, top) around the central 99.8 % of the points, square and with a margin."""
+def extent_of(*clouds: Points, margin: float = 0.15, square: bool = True) -> tuple[float, float, float, float]:
+    """(left, right, bottom, top) around the central 99.8 % of the points, square unless told otherwise, with a
+    margin."""
     x = np.concatenate([_as_points(c) for c in clouds])
     x = x[np.isfinite(x).all(1)]
     if len(x) == 0:
         raise ValueError("There is no finite point to take an extent from.")
     low, high = np.quantile(x, 0.001, axis=0), np.quantile(x, 0.999, axis=0)
-    centre, half = (low + high) / 2, max(float((high - low).max()) / 2, 1e-6) * (1 + margin)
-    return (centre[0] - half, centre[0] + half, centre[1] - half, centre[1] + half)
+    centre, half = (low + high) / 2, np.maximum((high - low) / 2, 1e-6) * (1 + margin)
+    if square:
+        half = np.full(2, half.max())
+    return (centre[0] - half[0], centre[0] + half[0], centre[1] - half[1], centre[1] + half[1])
 
 
 def plane(extent: Sequence[float], resolution: int) -> Tensor:
@@ -269,7 +294,7 @@ def plot_density(
     if not maps:
         raise ValueError("plot_density needs at least one density.")
     top = float(next(iter(maps.values())).max())
-    with _figure(len(maps), size=(3.9, 3.6), sharex=True, sharey=True) as (figure, axes):
+    with figure_of(len(maps), size=(3.9, 3.6), sharex=True, sharey=True) as (figure, axes):
         for ax, (title, values) in zip(axes[0], maps.items()):
             image = ax.imshow(
                 values, origin="lower", extent=tuple(extent), vmin=top - nats, vmax=top, cmap="magma",
@@ -279,7 +304,7 @@ def plot_density(
         bar = figure.colorbar(image, ax=list(axes[0]), shrink=0.85, extend="min")
         bar.set_label("log p (nats)")
         bar.outline.set_visible(False)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def plot_score_field(
@@ -310,7 +335,7 @@ def plot_score_field(
     largest = max(float(np.linalg.norm(f, axis=1).max()) for f in fields.values()) or 1.0
     shade = None if log_density is None else np.exp(_on_plane(log_density, extent, 120))
     step = (extent[1] - extent[0]) / resolution
-    with _figure(len(fields), size=(3.9, 3.6), sharex=True, sharey=True) as (figure, axes):
+    with figure_of(len(fields), size=(3.9, 3.6), sharex=True, sharey=True) as (figure, axes):
         for ax, (title, field) in zip(axes[0], fields.items()):
             if shade is not None:
                 grey = {"cmap": "Greys", "alpha": 0.6, "vmin": 0.0, "vmax": 1.6 * float(shade.max())}
@@ -323,7 +348,7 @@ def plot_score_field(
         bar = figure.colorbar(quiver, ax=list(axes[0]), shrink=0.85)
         bar.set_label("norm of the score")
         bar.outline.set_visible(False)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def plot_scatter(
@@ -332,21 +357,25 @@ def plot_scatter(
     *,
     extent: Sequence[float] | None = None,
     most: int = 3000,
+    names: Sequence[str] | None = None,
 ) -> Path:
     """Point clouds side by side on one scale, e.g. ``{"data": x, "samples": y}``; the first ``most`` points of each.
 
-    A title tells how many points lie outside the picture or are not finite, so that no stray sample is hidden.
+    A title tells how many points there are, and how many lie outside the picture or are not finite, so that no stray
+    sample is hidden. ``names`` are those of the two axes; each has a scale of its own where they are given.
     """
     points = {title: _as_points(x, title) for title, x in clouds.items()}
     if not points:
         raise ValueError("plot_scatter needs at least one cloud of points.")
     # The first cloud (the data) sets the scale: a few stray samples must not shrink it to a dot.
-    extent = extent_of(next(iter(points.values()))) if extent is None else extent
-    with _figure(len(points), size=(3.6, 3.7), sharex=True, sharey=True) as (figure, axes):
+    extent = extent_of(next(iter(points.values())), square=names is None) if extent is None else extent
+    with figure_of(len(points), size=(3.6, 3.7), sharex=True, sharey=True) as (figure, axes):
         for ax, (title, x), colour in zip(axes[0], points.items(), [GREY, BLUE, ORANGE, GREEN, PURPLE] * len(points)):
             inside = (x >= [extent[0], extent[2]]).all(1) & (x <= [extent[1], extent[3]]).all(1)
             shown = x[inside][:most]
             ax.scatter(*shown.T, s=4, color=colour, alpha=0.45 if len(shown) > 500 else 0.8, linewidths=0)
             outside = len(x) - int(inside.sum())
-            _plain(ax, extent, title + (f" ({outside} outside)" if outside else ""))
-        return _save(figure, path)
+            _plain(ax, extent, f"{title} ({len(x):,}{f', {outside:,} outside' if outside else ''})")
+            if names is not None:
+                ax.set(xlabel=names[0], ylabel=names[1], aspect="auto")
+        return save_figure(figure, path)

@@ -30,8 +30,9 @@ class Table:
 
     Args:
         columns: headings.
-        rows: cells: text, numbers, ``None`` (a dash), ``(value, standard error)``, or anything with ``value`` and
-        ``stderr``. highlight: indices of the rows that are this run's own, among baselines.
+        rows: cells: text, numbers, ``None`` (a dash), ``(value, standard error)``, ``(None, reason)`` for what has no
+            value, or anything with ``value`` and ``stderr``.
+        highlight: indices of the rows that are this run's own, among baselines.
         note: a line below.
     """
 
@@ -94,7 +95,8 @@ tr.own td{background:var(--tint);font-weight:600}
 figure{margin:.2rem 0 .6rem;max-width:100%}
 figure img{display:block;max-width:100%;height:auto;border-radius:6px;background:#fff;border:1px solid var(--line)}
 figcaption{margin-top:.35rem;max-width:46rem}
-pre{background:var(--page);border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem;overflow-x:auto;
+pre{background:var(--page);border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem;
+white-space:pre-wrap;overflow-wrap:anywhere;
 font:13.5px/1.5 ui-monospace,Menlo,Consolas,monospace;margin:.2rem 0 .8rem}
 .chart{width:100%;max-width:40rem;height:auto;display:block;font-size:13px;margin:.2rem 0 .9rem}
 .chart text{fill:var(--ink)}
@@ -142,6 +144,8 @@ def _cell(cell: Any) -> tuple[str, bool]:
         if getattr(cell, "error", None):
             return f'<span class="note">failed: {escape(str(cell.error))}</span>', True
         cell = (cell.value, cell.stderr)
+    if isinstance(cell, tuple) and len(cell) == 2 and cell[0] is None:
+        return ("–", True) if cell[1] is None else (f'<span class="note">{escape(str(cell[1]))}</span>', False)
     if isinstance(cell, tuple) and len(cell) == 2 and not isinstance(cell[0], str):
         value, error = format_with_error(*cell)
         return escape(value) + (f' <span class="se">± {escape(error)}</span>' if error else ""), True
@@ -268,5 +272,7 @@ def write_report(
         ValueError: a picture that is no picture, a table whose rows do not fit its heading, a chart that is no SVG.
         FileNotFoundError: a picture that is not there.
     """
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"A report is written as .html; got {os.fspath(path)!r}.")
     page = render_report(title=title, summary=summary, sections=sections, provenance=provenance)
     return write_bytes(path, page.encode("utf-8"))

@@ -12,8 +12,10 @@ import numpy as np
 WIDTH = 540  # of the drawing, in about CSS pixels: small enough for the text to stay readable on a phone
 
 
-def format_number(value: float) -> str:
-    """Four significant digits, whole numbers as they are."""
+def format_number(value: float | None) -> str:
+    """Four significant digits, whole numbers as they are; a dash for what is not there."""
+    if value is None:
+        return "–"
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, (int, np.integer)):
@@ -21,9 +23,9 @@ def format_number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def format_with_error(value: float, stderr: float | None) -> tuple[str, str]:
+def format_with_error(value: float | None, stderr: float | None) -> tuple[str, str]:
     """Value and standard error with the same number of decimals: two significant digits of the error."""
-    if stderr is None or not math.isfinite(stderr) or stderr <= 0 or not math.isfinite(value):
+    if value is None or stderr is None or not math.isfinite(stderr) or stderr <= 0 or not math.isfinite(value):
         return format_number(value), ""
     decimals = max(0, 1 - math.floor(math.log10(stderr)))
     if decimals > 8:
@@ -58,10 +60,10 @@ def bar_chart(
     unit: str = "",
     title: str = "",
 ) -> str:
-    """Horizontal bars from zero with their values, e.g. bits/dim beside baselines or a class histogram.
+    """Horizontal bars from zero, to the left where negative, with their values, e.g. bits/dim beside baselines.
 
     Args:
-        labels, values: of the bars, from the top; values at least 0.
+        labels, values: of the bars, from the top. One that is not finite, or None, has no bar, only its word.
         errors: standard errors, drawn as whiskers.
         highlight: indices of the bars in the accent colour.
         unit: written behind the values.
@@ -71,25 +73,38 @@ def bar_chart(
         raise ValueError(
             f"bar_chart needs one label for each value, got {len(labels)} labels and {len(values)} values."
         )
-    if not all(math.isfinite(v) and v >= 0 for v in values):
-        raise ValueError(f"bar_chart draws finite values of at least 0, got {list(values)}.")
     errors = [None] * len(values) if errors is None else errors
+    errors = [e if e is not None and math.isfinite(e) else None for e in errors]
+    drawn = [(v, e or 0.0) for v, e in zip(values, errors, strict=True) if v is not None and math.isfinite(v)]
+    high, low = (max((v + e for v, e in drawn), default=0.0), min((v - e for v, e in drawn if v < 0), default=0.0))
+    high, low = max(high, 0.0), min(low, 0.0)
     row, left, width = 26, 140, WIDTH
-    top = max(v + (e or 0) for v, e in zip(values, errors, strict=True)) or 1.0
-    scale = (width - left - (100 + 7 * len(unit))) / top
+    room = width - left - (100 + 7 * len(unit))
+    largest = max(high, -low) or 1.0  # divided first: high - low may overflow
+    scale = room / (high / largest - low / largest or 1.0)
+
+    def at(value: float) -> float:
+        return left + (value / largest - low / largest) * scale
+
     parts = [_open(width, row * len(values) + 6, title)]
     for i, (label, value, error) in enumerate(zip(labels, values, errors, strict=True)):
         y = 3 + i * row
         kind = "bar accent" if i in highlight else "bar"
-        length = max(value * scale, 1)
         parts.append(f'<text x="{left - 10}" y="{y + 17}" text-anchor="end">{escape(str(label))}</text>')
-        parts.append(f'<rect class="{kind}" x="{left}" y="{y + 4}" width="{length:.1f}" height="{row - 8}" rx="3"/>')
+        tip = at(0.0)
         text, spread = format_with_error(value, error)
-        if error:
-            a, b = left + (value - error) * scale, left + (value + error) * scale
-            parts.append(f'<path class="whisker" d="M{a:.1f} {y + 13}H{b:.1f}M{a:.1f} {y + 9}v8M{b:.1f} {y + 9}v8"/>')
-            text += f" ± {spread}"
-        tip = left + max(length, (value + (error or 0)) * scale)
+        if value is not None and math.isfinite(value):
+            start, length = min(at(value), at(0.0)), max(abs(at(value) - at(0.0)), 1)
+            parts.append(
+                f'<rect class="{kind}" x="{start:.1f}" y="{y + 4}" width="{length:.1f}" height="{row - 8}" rx="3"/>'
+            )
+            tip = max(start + length, at(value + (error or 0)))
+            if error:
+                a, b = at(value - error), at(value + error)
+                parts.append(
+                    f'<path class="whisker" d="M{a:.1f} {y + 13}H{b:.1f}M{a:.1f} {y + 9}v8M{b:.1f} {y + 9}v8"/>'
+                )
+                text += f" ± {spread or format_number(error)}"
         parts.append(f'<text x="{tip + 8:.1f}" y="{y + 17}">{escape((text + " " + unit).strip())}</text>')
     return "".join(parts) + "</svg>"
 

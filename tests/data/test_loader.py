@@ -1,10 +1,11 @@
 """Laws of the reading order: permutations, partitions, purity."""
 
+import numpy as np
 import pytest
 import torch
 
-from sde_score.data import BatchLoader, LazySplit, TensorSplit, batch_indices, batch_positions, iterate
-from sde_score.data.base import Subset, hold_out, statistics
+from sde_score.data import BatchLoader, LazySplit, TensorSplit, batch_indices, batch_positions, from_arrays, iterate
+from sde_score.data.base import Subset, hold_out, split_off, statistics
 from sde_score.data.loader import flip_mask
 
 
@@ -122,15 +123,58 @@ def test_uneven_and_empty_batches_are_refused():
 
 
 def test_hold_out_partitions_and_never_changes():
-    train, test = hold_out(100, 0.1)
-    assert sorted(torch.cat([train, test]).tolist()) == list(range(100)) and len(test) == 10
+    keys = [str(k).encode() for k in range(1000)]
+    train, test = hold_out(keys[:100], 0.1)
+    assert sorted(torch.cat([train, test]).tolist()) == list(range(100))
     # Recorded: the held-out samples of everybody's own data must stay the same from release to release.
-    assert test.tolist() == [1, 9, 30, 38, 48, 61, 67, 76, 91, 98]
-    assert len(hold_out(2, 0.01)[1]) == 1 and len(hold_out(2, 0.99)[0]) == 1
+    assert test.tolist() == [3, 9, 16, 21, 38, 46, 66, 67, 68, 79, 92]
+    assert abs(len(hold_out(keys, 0.3)[1]) - 300) < 60  # 4 standard deviations of a fair draw
+    assert len(hold_out(keys[:2], 0.01)[1]) == 1 and len(hold_out(keys[:2], 0.99)[0]) == 1
+    assert [len(part) for part in hold_out([b"same"] * 5, 0.5)] == [4, 1]
     with pytest.raises(ValueError, match="at least two"):
-        hold_out(1, 0.5)
+        hold_out(keys[:1], 0.5)
     with pytest.raises(ValueError, match="between 0 and 1"):
-        hold_out(10, 1.0)
+        hold_out(keys, 1.0)
+
+
+def rows_of(part):
+    return {row.numpy().tobytes() for row in part[range(len(part))].x}
+
+
+def test_an_item_stays_on_its_side_when_others_come_and_go():
+    """400 rows; then an outlier comes, some go, all come twice: nobody who was held out is trained on."""
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    sides = [rows_of(part) for part in split_off(TensorSplit(x), 0.2, name="x")]
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(1))[:300]
+    for changed in (torch.cat([x, torch.full((1, 3), 50.0)]), x[order], torch.cat([x, x])):
+        parts = split_off(TensorSplit(changed), 0.2, name="x")
+        for part, own, other in zip(parts, sides, reversed(sides)):
+            assert not rows_of(part) & other and len(rows_of(part) - own) <= 1
+
+
+def test_a_row_is_held_out_whatever_its_memory_looks_like():
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    expected = rows_of(from_arrays(x).test)
+    for same in (x.astype(">f8"), np.asfortranarray(x), x[::-1], torch.tensor(x), x.tolist()):
+        assert rows_of(from_arrays(same).test) == expected
+    labelled = from_arrays(x, np.arange(200) % 2)
+    assert rows_of(labelled.test) == expected, "conditions are no part of an item"
+
+
+def test_a_fingerprint_tells_data_apart():
+    x, y = torch.arange(200.0).reshape(50, 4) / 7, torch.arange(50) % 3
+    first = from_arrays(x, y).fingerprint()
+    assert first == from_arrays(x.clone(), y).fingerprint()
+    # Recorded: the same on every machine.
+    assert first == {"train": 47, "test": 3, "digest": "bef540e6841e7db5228a3986ce7934f8"}
+    changed = x.clone()
+    changed[20, 2] += 1e-3
+    others = [(changed, y, 0.1), (x, (y + 1) % 3, 0.1), (x, y, 0.3), (x[1:], y[1:], 0.1), (x.view(50, 2, 2), y, 0.1)]
+    digests = {from_arrays(*other[:2], holdout=other[2], layout="NCL" if other[0].ndim > 2 else None).fingerprint()
+               ["digest"] for other in others}  # fmt: skip
+    assert len(digests | {first["digest"]}) == 6
+    large = from_arrays(torch.arange(60_000.0).view(60, 1000))
+    assert large.fingerprint(numbers=10) == large.fingerprint(numbers=16_000) != large.fingerprint(), "16 samples"
 
 
 def test_splits_refuse_wrong_numbers_and_types():
@@ -143,7 +187,7 @@ def test_splits_refuse_wrong_numbers_and_types():
     with pytest.raises(TypeError, match=r"split\[\[3\]\]"):
         split[3]
     with pytest.raises(TypeError, match="uint8"):
-        TensorSplit(torch.zeros(3, 2, dtype=torch.float64))
+        TensorSplit(torch.zeros(3, 2, dtype=torch.float16))
     with pytest.raises(ValueError, match="one entry per sample"):
         TensorSplit(torch.zeros(3, 2), {"y": torch.zeros(2, dtype=torch.int64)})
 
@@ -154,5 +198,5 @@ def test_statistics_match_a_direct_computation_despite_an_offset():
     assert mean.shape == (2, 1)
     torch.testing.assert_close(mean[:, 0], x.double().mean((0, 2)))
     torch.testing.assert_close(std[:, 0], x.double().std((0, 2), correction=0))
-    with pytest.raises(ValueError, match=r"\[1\] are constant"):
+    with pytest.raises(ValueError, match=r"column 1 \(always 0.1\) is constant"):
         statistics(TensorSplit(torch.cat([torch.randn(9, 1), torch.full((9, 1), 0.1)], 1)))

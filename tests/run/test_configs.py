@@ -1,5 +1,6 @@
 """Every configuration builds with each SDE; every key can be overridden by a flag; none needs torch to be read."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_every_key_can_be_overridden(name):
     assert own == known
 
 
-FLAGS = {str: "word", float: "0.25", int: "3", bool: "True", tuple: "('a', 'b')"}
+FLAGS = {str: "word", float: "0.25", int: "3", bool: "True", tuple: "('a', 'b')", object: "(20, 28)"}
 
 
 def test_every_key_really_can_be_overridden(cli, refused, tmp_path, monkeypatch):
@@ -95,7 +96,7 @@ def test_every_key_really_can_be_overridden(cli, refused, tmp_path, monkeypatch)
         kind = reference.get_type() if value is None else type(value)
         word = FLAGS[kind]
         flags.append(f"--{path}={word}")
-        wanted[path] = word if kind is str else {"0.25": 0.25, "3": 3, "True": True}.get(word, ("a", "b"))
+        wanted[path] = word if kind is str else ast.literal_eval(word)
     values = parse("train", ["--config=common", *flags], lambda values: None)
     seen = {path: value for path, value, _ in leaves(values.config)}
     assert seen == wanted

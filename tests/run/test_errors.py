@@ -64,7 +64,7 @@ MISSPELT = [
     ("--config.sde=ve(sigma_max=1e38)", 2, ["config.sde", "sigma_max=1e38", "too large for float32"]),
     ("--config.training.max_seconds=-1", 2, ["config.training.max_seconds=-1.0", "above 0"]),
     ("--config.training.checkpoint_freq=-3", 2, ["config.training.checkpoint_freq=-3", "at least 0"]),
-    ("--config.training.snapshot_samples=0", 2, ["config.training.snapshot_samples=0", "at least 1"]),
+    ("--config.training.snapshot_samples=-1", 2, ["config.training.snapshot_samples=-1", "at least 0"]),
     ("--config.optim.warmup=-5", 2, ["config.optim.warmup=-5", "at least 0"]),
     ("--config.optim.lr=-1", 2, ["config.optim.lr=-1.0", "above 0"]),
     ("--config.optim.beta2=nan", 2, ["config.optim.beta2=nan"]),
@@ -102,7 +102,7 @@ def test_commands_and_configurations(refused, tmp_path):
     refused("train", "--config=digitz", f"--workdir={tmp_path}", code=2, words=["'digitz'", "'digits'"])
     refused("train", f"--config={tmp_path}/none.py", f"--workdir={tmp_path}", code=2, words=["none.py"])
     refused("train", "--config=digits", code=2, words=["--workdir=DIR is missing"])
-    refused("train", f"--workdir={tmp_path}", code=2, words=["--data=PATH", "--config=digits"])
+    refused("train", f"--workdir={tmp_path}", code=2, words=["what to train on is missing"])
     refused("train", "--config=digits", "--config=toy2d", code=2, words=["2 times"])
     refused("sample", code=2, words=["--workdir=DIR is missing"])
     refused("list", "sdess", code=2, words=["'sdess'", "'sdes'"])

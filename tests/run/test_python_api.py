@@ -11,7 +11,6 @@ import torch
 import sde_score
 from sde_score.config import load_config
 from sde_score.data import load_dataset
-from sde_score.training import CheckpointError
 
 
 def test_four_lines(digits_config, tmp_path):
@@ -49,7 +48,7 @@ def test_sections_and_goes_on(toy_config, tmp_path):
     config.sde, config.optim.lr = "subvp", 2e-3
     assert sde_score.train(config, **base).step == 20
     assert config.training.n_iters == 20  # the caller's is not touched
-    with pytest.raises(ValueError, match="config.sde is 'subvp' in the run, 'vp' asked for"):
+    with pytest.raises(ValueError, match=r"config.sde +'subvp' +'vp'"):
         sde_score.train(str(toy_config), **base)
     assert sde_score.train(str(toy_config), **base, overwrite=True, training={"n_iters": 2}).step == 2
 
@@ -87,7 +86,7 @@ def test_data_of_another_shape(toy_config, tmp_path):
     sde_score.train(str(toy_config), workdir=tmp_path / "run", data=x, training={"n_iters": 1})
     with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)"):
         sde_score.load(tmp_path / "run", data=x[:, :2])
-    with pytest.raises(CheckpointError, match="of another shape"):
+    with pytest.raises(ValueError, match=r"samples of shape \(3,\), not \(2,\)"):
         sde_score.train(str(toy_config), workdir=tmp_path / "run", data=x[:, :2])
 
 

@@ -7,7 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from sde_score.visual import calm, film_strip, png_bytes, save_gif, save_grid, save_png, to_cells, to_grid, to_uint8
+from sde_score.visual import (
+    calm,
+    film_strip,
+    png_bytes,
+    save_grid,
+    save_movie,
+    save_picture,
+    to_cells,
+    to_grid,
+    to_uint8,
+)
 from sde_score.visual.images import readable_scale
 
 
@@ -19,13 +29,13 @@ def test_grid_holds_every_image_exactly(tmp_path):
         top, left = 1 + i // 3 * 6, 1 + i % 3 * 5
         assert np.array_equal(grid[top : top + 5, left : left + 4], x[i].permute(1, 2, 0).numpy())
     assert (grid[13:, 6:] == 255).all()  # cells without a sample stay empty
-    back = np.asarray(Image.open(save_png(tmp_path / "grid.png", grid, scale=4)))
+    back = np.asarray(Image.open(save_picture(tmp_path / "grid.png", grid, scale=4)))
     assert np.array_equal(back[::4, ::4], grid) and np.array_equal(back[3::4, 3::4], grid)
 
 
 def test_floats_are_rounded_and_clipped():
     x = torch.tensor([-1.0, 0.0, 0.5, 1.0, 7.0])
-    assert to_uint8(x).tolist() == [0, 0, 128, 255, 255]
+    assert to_uint8(x, range=(0, 1)).tolist() == [0, 0, 128, 255, 255]
     levels = torch.arange(256).float() / 255
     assert torch.equal(to_uint8(levels), torch.arange(256).to(torch.uint8))
 
@@ -49,7 +59,7 @@ def test_every_rank_has_a_picture(shape, tmp_path):
     trajectory = torch.stack([x * 3, x * 2, x])
     film = film_strip(trajectory, times=[1.0, 0.5, 0.0])
     assert film.dtype == np.uint8 and film.shape[2] == 3
-    with Image.open(save_gif(tmp_path / "a.gif", trajectory)) as animation:
+    with Image.open(save_movie(tmp_path / "a.gif", trajectory)) as animation:
         assert animation.n_frames == 3
 
 
@@ -93,9 +103,9 @@ def test_bad_pictures_are_refused_with_the_sample_named(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
-    path = save_png(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
+    path = save_picture(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
     before = path.read_bytes()
     monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="space"):
-        save_png(path, np.full((4, 4), 9, np.uint8))
+        save_picture(path, np.full((4, 4), 9, np.uint8))
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.png"]
