@@ -181,7 +181,7 @@ FLAGS: dict[str, str | dict[str, str]] = {
 # flags, and the commands that have them
 OF_COMMANDS: dict[str, tuple[str, ...]] = {
     "workdir": ("train", "sample", "likelihood", "evaluate", "report", "import", "export", "quickstart", "config"),
-    "checkpoint": ("sample", "likelihood", "evaluate", "report", "import"),
+    "checkpoint": ("sample", "likelihood", "evaluate", "report", "import", "export"),
     "ema": ("sample", "likelihood", "evaluate", "report"),
     "num": ("sample", "likelihood"), "seed": ("sample", "likelihood", "evaluate"), "labels": ("sample",),
     "tag": ("sample",), "trajectory": ("sample",), "split": ("likelihood",), "repeats": ("likelihood",),

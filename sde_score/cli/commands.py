@@ -310,20 +310,25 @@ def import_checkpoint(argv: list[str]) -> None:
 
 
 @command("export")
-def export_checkpoint(argv: list[str]) -> None:
-    """Write a run with a published network as a checkpoint under the original names."""
+def export_weights(argv: list[str]) -> None:
+    """Write the weights of a run to a file for others: any run as .safetensors, with its configuration; one with a
+    published network as a .pth checkpoint under the original names.
+    """
 
     def define(values):
         flags.DEFINE_string("workdir", None, "the run directory", flag_values=values)
-        flags.DEFINE_string("to", None, "the .pth file to write", flag_values=values)
+        flags.DEFINE_string("checkpoint", None, "a checkpoint file; default: the newest of the run", flag_values=values)
+        flags.DEFINE_string("to", None, "the .safetensors or .pth file to write", flag_values=values)
 
     values = parse("export", argv, define, config=False)
     if values.to is None or values.workdir is None:
-        raise UsageError("write --workdir=DIR --to=FILE.pth")
-    from sde_score.run.import_official import export_official
+        raise UsageError("write --workdir=DIR --to=FILE.safetensors or --to=FILE.pth")
+    from sde_score.run import load
+    from sde_score.run.export import export
 
-    export_official(values.workdir, values.to, plugins=values.plugin)
-    finish(values, {"file": values.to}, [values.to])
+    run = load(values.workdir, checkpoint=values.checkpoint, plugins=values.plugin)
+    path = str(export(run, values.to, checkpoint=values.checkpoint))
+    finish(values, {"file": path}, [path])
 
 
 @command("list")
