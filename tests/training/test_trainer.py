@@ -172,6 +172,14 @@ def test_published_training_steps(golden_dir, name, sigma_max, micro_batches):
         assert values["grad_norm"] == pytest.approx(norm, rel=1e-4)  # float32 sums of squares of some 200 terms
 
 
+@pytest.mark.parametrize("off", [0.0, -1.0])
+def test_a_largest_norm_of_nothing_is_no_clipping(off):
+    clipped, free, never = (make(steps=3, grad_clip=c) for c in (1e-3, off, 1e9))
+    for trainer in (clipped, free, never):
+        trainer.run()
+    assert torch.equal(weights(free), weights(never)) and not torch.equal(weights(free), weights(clipped))
+
+
 def test_our_warmup_begins_with_a_step_and_the_published_one_without():
     ours = [Schedule(100, warmup=4)(k) for k in range(6)]
     published = [Schedule(100, warmup=4, published_warmup=True)(k) for k in range(6)]
