@@ -324,17 +324,22 @@ def _looks_like_path(spec: str) -> bool:
 def _from_path(text: str, **context: Any) -> DataSplits:
     """The data set at a bare path: an array file, a table, or a folder, zip or tar of images."""
     path = Path(text.strip()).expanduser()
-    suffix, known = path.suffix.lower(), (*ARCHIVES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES)
+    known = (*ARCHIVES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES)
     if path.exists() and not path.is_dir() and not path.name.lower().endswith(known):
         raise ValueError(
             f"Cannot read {str(path)!r} as a data set. Give a folder, a .zip or a .tar of images, a .npy or .npz "
             "array, or a .csv, .tsv or .parquet table."
         )
-    name = "folder"
-    if not path.is_dir() and suffix in ARRAY_SUFFIXES + TABLE_SUFFIXES:
-        name = "array" if suffix in ARRAY_SUFFIXES else "table"
     # The path goes in as a value: no character in it can be mistaken for spec syntax.
-    return DATASETS.build(name, str(path), **context)
+    return DATASETS.build(_reader(path), str(path), **context)
+
+
+def _reader(path: Path) -> str:
+    """The registered data set that reads what lies at a path."""
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix not in ARRAY_SUFFIXES + TABLE_SUFFIXES:
+        return "folder"
+    return "array" if suffix in ARRAY_SUFFIXES else "table"
 
 
 def load_dataset(
@@ -367,7 +372,7 @@ def load_dataset(
         on_error: `"raise"` or `"skip"`: what to do about a broken image, or a sample that is not finite.
         frames: `"first"` or `"all"`: what to take of a file that holds several images.
         layout: order of an array's axes, for example `"NHWC"`.
-        levels: how many grey levels an array of whole numbers has.
+        levels: how many grey levels an array of whole numbers has, or images of more than 8 bits.
         columns: the columns of a table, or the numbers of vectors, that are kept: by name, or by number from 0.
         max_pixels: images of more pixels than these are refused before they are decoded; default 2^26.
         memory_gb: how much decoded data may be kept in memory.
@@ -436,9 +441,7 @@ def _check_facts(info: DataInfo, spec: str, image_size: int | Sequence[int] | No
 def settings_of(spec: str) -> tuple[set[str], set[str]]:
     """The settings of `load_dataset` that the set named by `spec` has, and those that are written inside the spec."""
     if _looks_like_path(spec):
-        path = Path(spec.strip()).expanduser()
-        pictures = path.is_dir() or re.search(r"\.(zip|tar(\.\w+)?|tgz)$", path.name.lower())
-        name, written = "folder" if pictures else "array", {}
+        name, written = _reader(Path(spec.strip()).expanduser()), {}
     else:
         name, written = parse_spec(spec)
     parameters = inspect.signature(DATASETS.get(name)).parameters.values()

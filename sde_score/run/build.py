@@ -23,6 +23,11 @@ from sde_score.solvers import SOLVERS
 from sde_score.tensors import default_dtype
 from sde_score.training import make_optimizer
 
+# keys of section `data` that go to whoever loads it
+LOADING = (
+    "root", "image_size", "channels", "holdout", "on_error", "frames", "download", "layout", "levels", "columns",
+    "max_pixels", "memory_gb",
+)  # fmt: skip
 GIVEN = "given in Python"  # `config.data.name` of a run trained on data that were handed over, not named
 
 
@@ -59,11 +64,7 @@ def build_sde(config: ConfigDict) -> SDE:
 def build_data(config: ConfigDict) -> DataSplits:
     """The data of section `data`."""
     data = config.data
-    keys = (
-        "root", "image_size", "channels", "holdout", "on_error", "frames", "download", "layout", "levels", "columns",
-        "max_pixels", "memory_gb",
-    )  # fmt: skip
-    settings = {k: data[k] for k in keys if data[k] is not None}
+    settings = {k: data[k] for k in LOADING if data[k] is not None}
     if data.name == GIVEN:
         raise ValueError(
             "This run was trained on data given in Python. Hand them over again: sde_score.load(workdir, data=...)."
