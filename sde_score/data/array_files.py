@@ -78,6 +78,8 @@ def _open_npy(path: Path, max_pixels: int) -> dict[str, Any]:
         if path.stat().st_size < offset + math.prod(shape) * dtype.itemsize:
             raise ValueError("it is shorter than its header says")
     _check_size(shape, max_pixels, repr(str(path)))
+    if dtype.names and len(shape) == 1:  # records: a table, whose columns are made numbers one by one
+        return {"x": np.load(path, allow_pickle=False)}
     check_dtype(dtype, repr(str(path)))
     return {"x": np.empty(shape, dtype) if 0 in shape else MappedFile(path, shape, dtype, offset, order)}
 

@@ -184,11 +184,12 @@ def chunks_of(n: int, size: int, numbers: int = 2**20) -> Iterator[range]:
     return (range(start, min(start + step, n)) for start in range(0, n, step))
 
 
-def select_columns(wanted: Sequence[str | int], names: Sequence[str] | None, n: int, what: str) -> list[int]:
-    """The numbers of columns given by name or by number (from 0) among `n`. Raises `ValueError` for one that is not
-    there."""
+def select_columns(
+    wanted: str | int | Sequence[str | int], names: Sequence[str] | None, n: int, what: str
+) -> list[int]:
+    """The numbers of columns given by name or by number (from 0) among `n`; `ValueError` for one that is not there."""
     found = []
-    for column in wanted:
+    for column in (wanted,) if isinstance(wanted, (str, int)) else wanted:
         if isinstance(column, str) and names is not None and column in names:
             found.append(list(names).index(column))
         elif str(column).lstrip("-").isdigit() and (names is None or not isinstance(column, str)):
@@ -198,7 +199,7 @@ def select_columns(wanted: Sequence[str | int], names: Sequence[str] | None, n: 
         else:
             raise ValueError(f"{what} has no column {column!r}.{suggest(str(column), names or map(str, range(n)))}")
     if len(set(found)) < len(found):
-        raise ValueError(f"{what}: a column is asked for twice in {tuple(wanted)}.")
+        raise ValueError(f"{what}: a column is asked for twice in {wanted}.")
     return found
 
 

@@ -19,7 +19,8 @@ from sde_score.registry import suggest
 
 LABEL_WORDS = ("label", "labels", "class", "classes", "target", "targets", "y")
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-", "<na>")
-DELIMITERS = ("\t", ";", ",", "|")
+DELIMITERS = ("\t", ";", ",", "|", " ")
+TRUTH = {"true": 1.0, "false": 0.0}
 ROWS_AT_ONCE = 10_000
 
 
@@ -65,11 +66,12 @@ class Table:
         text = [name for name in chosen if self.is_text(name)]
         if text:
             rest = tuple(name for name in chosen if name not in text)
+            keep = f'keep the others, --config.data.columns="{rest!r}", or let' if rest else "let"
             example = next((str(value) for value in self.columns[text[0]] if value is not None), "")
             raise ValueError(
-                f"The column{'s' * (len(text) > 1)} {', '.join(map(repr, text))} hold text, such as {example!r}. "
-                f'Keep the others, --config.data.columns="{rest!r}", or let one be the label of each row: call it '
-                f"'label', or say label={text[0]!r} (in a data frame drop it, and give it as y)."
+                f"The column{'s' * (len(text) > 1)} {', '.join(map(repr, text))} hold{'s' * (len(text) == 1)} text, "
+                f"such as {example!r}: {keep} one be the label of each row: call it 'label', or say label={text[0]!r} "
+                "(in a data frame drop it, and give it as y)."
             )
         if not chosen:
             raise ValueError(f"No column of numbers is left among {', '.join(self.names) or 'none'}.")
@@ -163,18 +165,22 @@ def _encoding(path: Path) -> str:
 def _sniff(lines: Sequence[str]) -> str:
     """The delimiter: the first that divides all lines into the same number of parts, more than one."""
     for delimiter in DELIMITERS:
-        widths = {len(row) for row in csv.reader(lines, delimiter=delimiter) if row}
+        widths = {len(row) for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True) if row}
         if len(widths) == 1 and widths != {1}:
             return delimiter
-    counts = {d: max((len(row) for row in csv.reader(lines[:1], delimiter=d)), default=1) for d in DELIMITERS}
-    best = max(DELIMITERS, key=lambda d: counts[d])
+    marks = DELIMITERS[:-1]  # a space may stand in a name
+    counts = {d: max((len(row) for row in csv.reader(lines[:1], delimiter=d)), default=1) for d in marks}
+    best = max(marks, key=lambda d: counts[d])
     return best if counts[best] > 1 else ","
 
 
 def _number(cell: str, comma: bool) -> float | None:
     """A cell as a number, NaN where it is missing, `None` where it is something else."""
-    if cell.strip().lower() in MISSING:
+    word = cell.strip().lower()
+    if word in MISSING:
         return float("nan")
+    if word in TRUTH:
+        return TRUTH[word]
     try:
         return float(cell.replace(",", ".") if comma else cell) if "_" not in cell else None
     except ValueError:
@@ -182,11 +188,12 @@ def _number(cell: str, comma: bool) -> float | None:
 
 
 def read_text(path: Path, delimiter: str | None = None, *, skip: bool = False) -> Table:
-    """A table of text: a line for each row, its cells between delimiters (comma, semicolon, tab or bar, found by
-    itself), in quotes where need be. The first line names the columns, unless it holds numbers only.
+    """A table of text: a line for each row, its cells between delimiters (comma, semicolon, tab, bar or space,
+    found by itself), in quotes where need be. The first line names the columns, unless it holds numbers only.
 
     UTF-8 or UTF-16, with or without a mark; decimal points, or decimal commas where semicolons divide. A first column
-    without a name that counts the rows is left out. Raises `ValueError` for lines with too many or too few cells.
+    without a name that counts the rows is left out; true and false are 1 and 0. Raises `ValueError` for lines with too
+    many or too few cells.
     """
     with open(path, encoding=_encoding(path), newline="") as file:
         try:
@@ -236,6 +243,9 @@ def _table(rows: Iterator[tuple[int, list[str]]], divide: str, path: Path, skip:
     index = columns[names[0]]
     if counts_rows and len(columns) > 1 and index.dtype.kind == "f" and np.ptp(index - np.arange(len(index))) == 0:
         del columns[names[0]]
+    for name, cell in zip(names, head):  # what follows a delimiter at the end of each line
+        if named and not cell and name in columns and len(columns) > 1 and _lacks(columns[name]).all():
+            del columns[name]
     return Table(columns, lambda row: f"line {lines[row]}", unread)
 
 
@@ -347,4 +357,5 @@ def table(
 
 def _as_numbers(columns: Sequence[str | int], names: Sequence[str]) -> list[str | int]:
     """Numbers written as text stay names where there are such names."""
+    columns = (columns,) if isinstance(columns, (str, int)) else columns
     return [int(c) if isinstance(c, str) and c not in names and c.isdigit() else c for c in columns]

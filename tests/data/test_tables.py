@@ -39,6 +39,8 @@ EXPECTED = ROWS[np.lexsort(ROWS.T[::-1])]
         ("a.csv", dict(sep="\t")),
         ("a.csv", dict(sep="|")),
         ("a.csv", dict(sep=", ")),
+        ("a.csv", dict(sep=" ")),
+        ("a.csv", dict(sep="  ")),
         ("a.tsv", dict(sep="\t")),
         ("a.CSV", dict(end="\r\n")),
         ("a.csv", dict(encoding="utf-8-sig")),
@@ -96,7 +98,7 @@ def test_what_is_not_a_label(tmp_path):
 
 def test_text_is_refused_or_a_label(tmp_path):
     path = write(tmp_path / "a.csv", head=("a", "b", "c", "city"), extra=["Paris", "Rome", "Oslo"] * 10)
-    with pytest.raises(ValueError, match=r"column 'city' hold text, such as 'Paris'.*columns=\"\('a', 'b', 'c'\)\""):
+    with pytest.raises(ValueError, match=r"column 'city' holds text, such as 'Paris'.*columns=\"\('a', 'b', 'c'\)\""):
         load_dataset(path)
     assert load_dataset(path, columns=("a", "c")).info.columns == ("a", "c")
     assert load_dataset(path, columns=(2, 0)).info.columns == ("c", "a")
@@ -184,7 +186,7 @@ def test_data_frames():
     with pytest.raises(ValueError, match=r"index \(1, 1\) \(column 'n'\): nan"):
         from_arrays(Frame(a=a, n=nullable))
     for column, words in (
-        (labels, "'c' hold text, such as 'u'"),
+        (labels, "'c' holds text, such as 'u'"),
         (np.array(["2020-01-01"] * 30, "M8[D]"), "column 'c', holds dates"),
         (np.array([[1, 2]] * 30 + [None], dtype=object)[:30], "Python objects"),
     ):
@@ -193,11 +195,19 @@ def test_data_frames():
     assert from_arrays(Frame(a=a, b=b), labels).info.class_names == ("u", "v")
 
 
-def test_records_are_a_table():
+def test_truth_and_delimiters_at_the_end_of_lines(tmp_path):
+    (tmp_path / "a.csv").write_text("flag,b,\nTrue,2,\nFALSE,4,\nfalse,6,\n")
+    splits = load_dataset(str(tmp_path / "a.csv"))
+    assert splits.info.columns == ("flag", "b") and table(splits).tolist() == [[0, 4], [0, 6], [1, 2]]
+    assert load_dataset(str(tmp_path / "a.csv"), columns="flag").info.columns == ("flag",), "one name is one column"
+
+
+def test_records_are_a_table(tmp_path):
     rows = np.zeros(30, [("a", ">f4"), ("b", "i2"), ("label", "U3")])
     rows["a"], rows["b"], rows["label"] = ROWS[:, 0], np.arange(30), ["x", "y"] * 15
-    splits = from_arrays(rows)
-    assert splits.info.columns == ("a", "b") and splits.info.class_names == ("x", "y")
+    np.save(tmp_path / "r.npy", rows)
+    for splits in (from_arrays(rows), load_dataset(str(tmp_path / "r.npy"))):
+        assert splits.info.columns == ("a", "b") and splits.info.class_names == ("x", "y")
 
 
 def test_parquet(tmp_path, monkeypatch):
