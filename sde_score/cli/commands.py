@@ -434,7 +434,9 @@ def quickstart(argv: list[str]) -> None:
 
 def next_commands(workdir: Path) -> list[str]:
     """Three commands that work as they stand, wherever the program lies."""
-    program = shlex.quote(sys.argv[0]) if shutil.which("sde-score") is None else "sde-score"
+    program = "sde-score"
+    if shutil.which(program) is None:
+        program = "python -m sde_score" if sys.argv[0].endswith(".py") else shlex.quote(sys.argv[0])
     run = f"--workdir={shlex.quote(str(workdir))}"
     return [
         f"{program} sample {run} --config.sampling.method=ode --movie=from_noise.gif",
