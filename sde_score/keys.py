@@ -120,7 +120,7 @@ KEYS: dict[str, Key] = {
     "training.compile": Key(False, "the network through torch.compile: the first step takes a minute or more"),
     "training.max_skips": Key(20, "so many steps in a row whose loss or gradient is not finite end it", _at_least(1)),
     "training.log_freq": Key(100, "steps between lines of metrics", _at_least(1)),
-    "training.eval_freq": Key(5000, "steps between validation losses; 0: after the last step only", _at_least(0)),
+    "training.eval_freq": Key(5000, "steps between validation losses, and at the end; 0: none", _at_least(0)),
     "training.eval_samples": Key(512, "held-out samples of a validation loss", _at_least(1)),
     "training.snapshot_freq": Key(10_000, "steps between sample grids, and at the end; 0: none", _at_least(0)),
     "training.snapshot_samples": Key(64, "samples of a grid; 0: no grids", _at_least(0)),

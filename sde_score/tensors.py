@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -25,6 +26,17 @@ def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
 def rows(x: Tensor) -> Tensor:
     """Each sample as one row: `(B, *) -> (B, D)`, also for an empty batch."""
     return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, real tensors whose type nobody says are of `dtype`: for networks, which say none for their weights."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -181,14 +181,15 @@ FLAGS: dict[str, str | dict[str, str]] = {
 # flags, and the commands that have them
 OF_COMMANDS: dict[str, tuple[str, ...]] = {
     "workdir": ("train", "sample", "likelihood", "evaluate", "report", "import", "export", "quickstart", "config"),
-    "checkpoint": ("sample", "likelihood", "evaluate", "report", "import"),
+    "checkpoint": ("sample", "likelihood", "evaluate", "report", "import", "export"),
     "ema": ("sample", "likelihood", "evaluate", "report"),
     "num": ("sample", "likelihood"), "seed": ("sample", "likelihood", "evaluate"), "labels": ("sample",),
     "tag": ("sample",), "trajectory": ("sample",), "split": ("likelihood",), "repeats": ("likelihood",),
-    "overwrite": ("train",), "data": ("train",), "minutes": ("train",), "published": ("import",), "to": ("export",),
+    "movie": ("sample",), "frames": ("sample",), "per_sample": ("likelihood",), "samples": ("evaluate",),
+    "picture": ("data",), "overwrite": ("train",), "data": ("train", "data"), "minutes": ("train", "data"), "published": ("import",), "to": ("export",),
     "skip": ("check",), "sde": ("check",),
-    "plugin": ("train", "sample", "likelihood", "evaluate", "report", "export", "list", "check"),
-    "config": ("train", "sample", "likelihood", "evaluate", "report", "config"),
+    "plugin": ("train", "sample", "likelihood", "evaluate", "report", "data", "export", "list", "check"),
+    "config": ("train", "sample", "likelihood", "evaluate", "report", "data", "config"),
 }  # fmt: skip
 
 COMMANDS: dict[str, str] = {

@@ -59,7 +59,7 @@ def test_what_is_no_number_and_what_is_out_of_range(key):
         for make in (lambda **s: make_config(**s), lambda **s: from_json(json.dumps(s), "runs/x/config.json")):
             with pytest.raises(ValueError, match=rf"config\.{key}=.* cannot be: it must be a (whole )?number"):
                 make(**with_value(key, value))
-    kept = from_json(json.dumps(with_value(key, 0.25 if "below 1" in allowed and KEYS[key] is float else 1)))
+    kept = from_json(json.dumps(with_value(key, 0.25 if "below 1" in allowed and KEYS[key] is float else 2)))
     assert from_json(to_json(kept)) == kept
 
 

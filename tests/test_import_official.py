@@ -8,7 +8,8 @@ import torch
 
 from sde_score.config import load_config
 from sde_score.models.official import OfficialCheckpointError, read_official
-from sde_score.run.import_official import export_official, import_official
+from sde_score.run.export import export
+from sde_score.run.import_official import import_official
 from sde_score.run.run import load
 
 
@@ -40,7 +41,7 @@ def test_imported_run_gives_the_recorded_outputs(golden_dir, imported):
 
 def test_imported_run_samples(imported):
     run, _ = imported
-    result = run.sample(2, predictor="reverse_diffusion", steps=2, times="uniform")
+    result = run.sample(2, predictor="reverse_diffusion", steps=2)
     assert result.x.shape == (2, 3, 8, 8) and torch.isfinite(result.x).all()
 
 
@@ -75,7 +76,7 @@ def test_a_configuration_of_ours_says_what_the_tensors_do_not_show(golden_dir, t
 
 def test_export_gives_the_file_back(golden_dir, imported, tmp_path):
     _, workdir = imported
-    export_official(workdir, tmp_path / "back.pth")
+    export(load(workdir), tmp_path / "back.pth")
     first, back = read_official(golden_dir / "checkpoint_ncsnpp_small.pth"), read_official(tmp_path / "back.pth")
     assert list(first.model) == list(back.model) and first.step == back.step
     assert all(torch.equal(first.model[name], back.model[name]) for name in first.model)

@@ -28,7 +28,7 @@ TOP = """usage: sde-score COMMAND [flags]
   config      configurations shown, compared, and their keys explained
   check       prove components of your own right: SDEs, predictors, correctors, solvers, objectives
   import      an official .pth checkpoint becomes a run
-  export      a run becomes an official .pth checkpoint
+  export      the weights of a run for others: .safetensors, or an official .pth checkpoint
   quickstart  all of it on the 8x8 digits, in a few minutes
 
 sde-score COMMAND --help shows the flags of a command.

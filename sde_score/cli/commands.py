@@ -100,9 +100,7 @@ def sample(argv: list[str]) -> None:
         run_flags(values)
         flags.DEFINE_integer("num", None, "how many; default: 64, of vectors 1000", lower_bound=1, flag_values=values)
         flags.DEFINE_integer("seed", 0, "sample i depends on (seed, i) only", lower_bound=0, flag_values=values)
-        flags.DEFINE_list(
-            "labels", [], "classes of a class-conditional model, as the data name them", flag_values=values
-        )
+        flags.DEFINE_list("labels", [], "classes, as the data name them, of a model that is told", flag_values=values)
         flags.DEFINE_string("tag", None, "name of the files; default: what the samples are", flag_values=values)
         flags.DEFINE_bool("trajectory", True, "a strip and an animation from noise to data", flag_values=values)
         flags.DEFINE_string("movie", None, "a movie from noise to data: a .gif or .mp4 to write", flag_values=values)
@@ -121,6 +119,8 @@ def sample(argv: list[str]) -> None:
         raise UsageError(f"--{'tag' if 'tag' in str(error) else 'movie'}: {error}") from error
     if values.frames is not None and values.frames < 2:
         raise UsageError(f"--frames must be at least 2; got {values.frames}")
+    if values.frames is not None and not values.trajectory and values.movie is None:
+        raise UsageError("--frames are those of a trajectory; leave out --notrajectory, or write --movie=FILE.gif")
     run = need_run(values, "sample")
     from sde_score.run.report import try_report
     from sde_score.run.results import costs_nothing
@@ -228,6 +228,9 @@ def evaluate(argv: list[str]) -> dict | None:
     values = parse("evaluate", argv, define)
     if values.samples is not None and values["seed"].present:
         raise UsageError("--seed is that of new samples; --samples are there already: leave one of them out")
+    for key in values.given if values.samples is not None else ():
+        if key.startswith("sampling."):
+            raise UsageError(f"--config.{key} is for new samples; --samples are there already: leave one of them out")
     run = need_run(values, "evaluate")
     from sde_score.run.evaluate import evaluate as run_evaluate
     from sde_score.run.report import try_report
@@ -307,20 +310,25 @@ def import_checkpoint(argv: list[str]) -> None:
 
 
 @command("export")
-def export_checkpoint(argv: list[str]) -> None:
-    """Write a run with a published network as a checkpoint under the original names."""
+def export_weights(argv: list[str]) -> None:
+    """Write the weights of a run to a file for others: any run as .safetensors, with its configuration; one with a
+    published network as a .pth checkpoint under the original names.
+    """
 
     def define(values):
         flags.DEFINE_string("workdir", None, "the run directory", flag_values=values)
-        flags.DEFINE_string("to", None, "the .pth file to write", flag_values=values)
+        flags.DEFINE_string("checkpoint", None, "a checkpoint file; default: the newest of the run", flag_values=values)
+        flags.DEFINE_string("to", None, "the .safetensors or .pth file to write", flag_values=values)
 
     values = parse("export", argv, define, config=False)
     if values.to is None or values.workdir is None:
-        raise UsageError("write --workdir=DIR --to=FILE.pth")
-    from sde_score.run.import_official import export_official
+        raise UsageError("write --workdir=DIR --to=FILE.safetensors or --to=FILE.pth")
+    from sde_score.run import load
+    from sde_score.run.export import export
 
-    export_official(values.workdir, values.to, plugins=values.plugin)
-    finish(values, {"file": values.to}, [values.to])
+    run = load(values.workdir, checkpoint=values.checkpoint, plugins=values.plugin)
+    path = str(export(run, values.to, checkpoint=values.checkpoint))
+    finish(values, {"file": path}, [path])
 
 
 @command("list")

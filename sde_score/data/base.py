@@ -248,7 +248,8 @@ def _why_constant(split: Split, mean: Tensor, where: Sequence[int], columns: Seq
     names = [repr(columns[k]) if columns is not None else str(k) for k in where[:8]]
     each = ", ".join(f"{name} (always {float(mean[k].mean()):.8g})" for name, k in zip(names, where))
     said = f"{split.name}: the {'column' if vector else 'channel'}{'s' * (len(where) > 1)} {each}"
-    said += f"{' and others' * (len(where) > 8)} {'is' if len(where) == 1 else 'are'} constant, so the data have no density there."
+    said += f"{' and others' * (len(where) > 8)} {'is' if len(where) == 1 else 'are'} constant"
+    said += ", so the data have no density there."
     if len(where) == n:
         return f"{said} Nothing else is left."
     if not vector:
@@ -323,17 +324,22 @@ def _looks_like_path(spec: str) -> bool:
 def _from_path(text: str, **context: Any) -> DataSplits:
     """The data set at a bare path: an array file, a table, or a folder, zip or tar of images."""
     path = Path(text.strip()).expanduser()
-    suffix, known = path.suffix.lower(), (*ARCHIVES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES)
+    known = (*ARCHIVES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES)
     if path.exists() and not path.is_dir() and not path.name.lower().endswith(known):
         raise ValueError(
-            f"Cannot read {str(path)!r} as a data set. Give a folder, a .zip or a .tar of images, a .npy or .npz array, "
-            "or a .csv, .tsv or .parquet table."
+            f"Cannot read {str(path)!r} as a data set. Give a folder, a .zip or a .tar of images, a .npy or .npz "
+            "array, or a .csv, .tsv or .parquet table."
         )
-    name = "folder"
-    if not path.is_dir() and suffix in ARRAY_SUFFIXES + TABLE_SUFFIXES:
-        name = "array" if suffix in ARRAY_SUFFIXES else "table"
     # The path goes in as a value: no character in it can be mistaken for spec syntax.
-    return DATASETS.build(name, str(path), **context)
+    return DATASETS.build(_reader(path), str(path), **context)
+
+
+def _reader(path: Path) -> str:
+    """The registered data set that reads what lies at a path."""
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix not in ARRAY_SUFFIXES + TABLE_SUFFIXES:
+        return "folder"
+    return "array" if suffix in ARRAY_SUFFIXES else "table"
 
 
 def load_dataset(
@@ -435,9 +441,7 @@ def _check_facts(info: DataInfo, spec: str, image_size: int | Sequence[int] | No
 def settings_of(spec: str) -> tuple[set[str], set[str]]:
     """The settings of `load_dataset` that the set named by `spec` has, and those that are written inside the spec."""
     if _looks_like_path(spec):
-        path = Path(spec.strip()).expanduser()
-        pictures = path.is_dir() or re.search(r"\.(zip|tar(\.\w+)?|tgz)$", path.name.lower())
-        name, written = "folder" if pictures else "array", {}
+        name, written = _reader(Path(spec.strip()).expanduser()), {}
     else:
         name, written = parse_spec(spec)
     parameters = inspect.signature(DATASETS.get(name)).parameters.values()

@@ -20,8 +20,14 @@ from sde_score.registry import SettingError, parse_spec, suggest
 from sde_score.sampling import SAMPLERS, Sampler, make_sampler
 from sde_score.sdes import SDE, SDES
 from sde_score.solvers import SOLVERS
+from sde_score.tensors import default_dtype
 from sde_score.training import make_optimizer
 
+# keys of section `data` that go to whoever loads it
+LOADING = (
+    "root", "image_size", "channels", "holdout", "on_error", "frames", "download", "layout", "levels", "columns",
+    "max_pixels", "memory_gb",
+)  # fmt: skip
 GIVEN = "given in Python"  # `config.data.name` of a run trained on data that were handed over, not named
 
 
@@ -58,11 +64,7 @@ def build_sde(config: ConfigDict) -> SDE:
 def build_data(config: ConfigDict) -> DataSplits:
     """The data of section `data`."""
     data = config.data
-    keys = (
-        "root", "image_size", "channels", "holdout", "on_error", "frames", "download", "layout", "levels", "columns",
-        "max_pixels", "memory_gb",
-    )  # fmt: skip
-    settings = {k: data[k] for k in keys if data[k] is not None}
+    settings = {k: data[k] for k in LOADING if data[k] is not None}
     if data.name == GIVEN:
         raise ValueError(
             "This run was trained on data given in Python. Hand them over again: sde_score.load(workdir, data=...)."
@@ -118,9 +120,10 @@ def build_model(
         context["num_classes"] = info.num_classes
     sde = sde if sde is not None else build_sde(config)
     with naming("config.model"):
-        network = MODELS.build(config.model.name, **context)
-        _check_listens(network, told)
-        return ScoreModel(network, sde, config.model.parameterization)
+        with default_dtype(torch.float32):  # what everything here is computed in, whatever the user has chosen
+            network = MODELS.build(config.model.name, **context)
+            _check_listens(network, told)
+            return ScoreModel(network, sde, config.model.parameterization)
 
 
 def _check_listens(network: nn.Module, told: tuple[str, ...]) -> None:
@@ -138,7 +141,7 @@ def _check_listens(network: nn.Module, told: tuple[str, ...]) -> None:
 def noise_measure(sde: SDE) -> Callable[[Tensor], Tensor] | None:
     """`sde.log_snr` where the SDE has one, None otherwise: by what validation losses are sorted."""
     try:
-        sde.log_snr(torch.full((1,), sde.T))
+        sde.log_snr(torch.full((1,), sde.T, dtype=torch.float32))
     except NotImplementedError:
         return None
     return sde.log_snr

@@ -19,6 +19,7 @@ from sde_score.run.facts import RunFacts, provenance, write_json
 from sde_score.run.pictures import in_units, shown_range
 from sde_score.run.results import result_name, settings_of, spec_word, weights_digest, write_table
 from sde_score.run.sample import Samples, load_samples, sample, sampler_tag
+from sde_score.run.unused import check_repeats
 from sde_score.tensors import SampleNoise
 from sde_score.training import ValidationLoss, distributed
 
@@ -67,6 +68,7 @@ def likelihood(
     if repeats < 1 or (num is not None and num < 1):
         raise ValueError(f"A likelihood needs at least one sample and one pass; got num={num}, repeats={repeats}.")
     check_likelihood(run.config, run.sde)
+    check_repeats(run.config, run.info, repeats)
     run.warn_of_prior()
     began, in_data_units = time.monotonic(), section.space == "data"
     total = len(data) if num is None else min(num, len(data))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +90,12 @@ def _said(config: ConfigDict) -> dict[str, Any]:
     return said if config.data.image_size is None else said | {"image_size": config.data.image_size}
 
 
-def export_official(
-    workdir: str | Path, path: str | Path, *, checkpoint: str | None = None, plugins: Iterable[str] = ()
-) -> None:
-    """Write the newest checkpoint of a run (or `checkpoint`) as an original `.pth` file, with model, EMA and step.
+def export_official(raw: RunFacts, averaged: RunFacts, path: str | Path) -> None:
+    """Write a run, with its last weights and with the averaged ones, as an original `.pth` file with model, EMA and
+    step.
 
     Raises `ValueError` for a network that the original release does not have.
     """
-    raw, averaged = (load(workdir, checkpoint=checkpoint, ema=ema, plugins=plugins) for ema in (False, True))
     save_official(
         path,
         raw.model.network,

@@ -15,6 +15,7 @@ from sde_score.likelihood import log_likelihood
 from sde_score.run.build import check_likelihood, told_conditions
 from sde_score.run.facts import RunFacts, provenance
 from sde_score.run.sample import Samples, conditions_of
+from sde_score.run.unused import check_repeats
 from sde_score.sampling import ODESampler
 from sde_score.score import Score
 from sde_score.tensors import SampleNoise
@@ -143,6 +144,7 @@ def log_prob(
         raise ValueError(f"A likelihood needs at least one pass; got repeats={repeats}.")
     section, data, codec = run.config.likelihood, stored(run, x), run.codec.for_density()
     check_likelihood(run.config, run.sde)
+    check_repeats(run.config, run.info, repeats)
     score = score_of(run, len(data), labels, condition)
     values, errors, nfe = [], [], []
     for repeat in range(repeats):
@@ -180,10 +182,10 @@ def _states(run: RunFacts, x: Points) -> Tensor:
     """States of the process given in the units of the data (images: the unit cube, and beyond it), in float."""
     x = x if isinstance(x, Tensor) else torch.as_tensor(x)
     if run.info.levels is not None and not x.is_floating_point():
-        x = stored(run, x) / (run.info.levels - 1)
+        x = stored(run, x).float() / (run.info.levels - 1)
     if tuple(x.shape[1:]) != run.info.shape:
         stored(run, x)  # says what is wrong with the shape
-    return x.to(run.device, torch.get_default_dtype() if not x.is_floating_point() else x.dtype)
+    return x.to(run.device, torch.float32 if not x.is_floating_point() else x.dtype)
 
 
 def _to_model(run: RunFacts, x: Tensor) -> Tensor:

@@ -207,11 +207,10 @@ class Run(RunFacts):
         return write_run_report(self)
 
     def export(self, path: str | os.PathLike[str]) -> Path:
-        """Write the weights to a file for others; see `sde_score.run.import_official.export_official`."""
-        from sde_score.run.import_official import export_official  # which loads runs itself
+        """Write the weights to a file for others, .safetensors or .pth; see `sde_score.run.export`."""
+        from sde_score.run.export import export  # which loads runs itself
 
-        export_official(self.workdir, path, plugins=self.config.plugins)
-        return Path(path)
+        return export(self, path)
 
 
 def load(

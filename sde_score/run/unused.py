@@ -6,17 +6,18 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import torch
 from ml_collections import ConfigDict
 
 from sde_score.config import NOT_IDENTITY, identity
 from sde_score.data import CODECS, DataInfo, settings_of
 from sde_score.keys import KEYS
+from sde_score.likelihood import TRACES
 from sde_score.models import MODELS
 from sde_score.registry import SettingError, parse_spec
-from sde_score.run.build import GIVEN, naming
+from sde_score.run.build import GIVEN, LOADING, naming
 from sde_score.sampling import SAMPLERS, Sampler
 
-LOADING = ("root", "image_size", "channels", "holdout", "on_error", "download", "max_pixels", "memory_gb")
 SAID = "says it already. Leave one of them out."
 EVERY_METHOD = ("method", "batch_size", "compile")  # keys that serve whatever samples
 # what a command on a trained run reads of its configuration, besides what the run is
@@ -74,6 +75,17 @@ def check_beside_object(sampler: Sampler, settings: Iterable[str]) -> None:
             f"{idle[0]}=... has no effect beside sampler={type(sampler).__name__}(...), which is made already: set it "
             "there, or name the sampler instead."
         )
+
+
+def check_repeats(config: ConfigDict, info: DataInfo, repeats: int) -> None:
+    """Raise `SettingError` for several passes of a likelihood in which nothing is drawn at random."""
+    if repeats > 1 and info.levels is None:
+        probes = TRACES.build(config.likelihood.trace).draw(torch.zeros(1, 1), torch.randn_like)
+        if not probes.any():
+            raise SettingError(
+                f"repeats={repeats} has no effect: these data are continuous, and with config.likelihood.trace="
+                f"{config.likelihood.trace} every pass gives the same. Leave it out."
+            )
 
 
 def without_effect(config: ConfigDict, info: DataInfo | None = None) -> dict[str, str]:

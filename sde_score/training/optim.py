@@ -67,6 +67,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"`Schedule(steps=...)` must be at least 1, got {self.steps}.")
+        if self.warmup < 0:
+            raise ValueError(f"`Schedule(warmup=...)` must be at least 0, got {self.warmup}.")
         if self.decay not in DECAYS:
             raise ValueError(
                 f"`Schedule(decay=...)`: no schedule decays like {self.decay!r}.{suggest(str(self.decay), DECAYS)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,12 @@ Action = Callable[[TrainState], "Mapping[str, float | None] | None"]
 PRECISIONS = ("float32", "bf16")
 
 
-def _at_least_one(owner: Any, *names: str) -> None:
+def _at_least(low: int, owner: Any, *names: str) -> None:
     for name in names:
-        if getattr(owner, name) < 1:
-            raise ValueError(f"`{type(owner).__name__}({name}=...)` must be at least 1, got {getattr(owner, name)}.")
+        if not getattr(owner, name) >= low:
+            raise ValueError(
+                f"`{type(owner).__name__}({name}=...)` must be at least {low}, got {getattr(owner, name)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class StepSettings:
     condition_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "micro_batches")
+        _at_least(1, self, "micro_batches")
+        if math.isnan(self.grad_clip):
+            raise ValueError("`StepSettings(grad_clip=...)` is a number, 0 for no clipping; got nan.")
         if self.precision not in PRECISIONS:
             raise ValueError(f"`StepSettings(precision=...)` is 'float32' or 'bf16', not {self.precision!r}.")
         if not 0 <= self.condition_dropout < 1:
@@ -77,7 +82,9 @@ class Limits:
     max_skips: int = 20
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "max_skips")
+        _at_least(1, self, "max_skips")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"`Limits(max_seconds=...)` must be above 0, or None for no cap; got {self.max_seconds}.")
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,8 @@ class Cadence:
     actions: Iterable[tuple[int, Action]] = ()
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "log")
+        _at_least(1, self, "log")
+        _at_least(0, self, "checkpoint")
 
 
 @dataclass(frozen=True)

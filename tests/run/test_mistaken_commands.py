@@ -135,6 +135,10 @@ MISTAKEN = [
     # contradictions with a run
     ("sample WORKDIR --config.seed=5", ["config.seed is 0 there, 5 asked for", "--seed=N"]),
     ("train WORKDIR --config.sde=ve", ["'vp' there", "'ve' asked for", "--overwrite"]),
+    # exports
+    ("export WORKDIR --to=x.pth", ["no original counterpart", ".safetensors"]),
+    ("export WORKDIR --to=x.onnx", ["'x.onnx'", ".safetensors", ".pth"]),
+    ("export WORKDIR --output=x.pth", ["--to=x.pth"]),
     # the command config
     ("config shwo", ["config show"]),
     ("config diff digits", ["config diff A B"]),
@@ -163,7 +167,6 @@ def test_the_table_is_long_enough_and_says_nothing_twice():
 def test_the_work_failed(refused, digits_run, tmp_path):
     refused("sample", f"--workdir={tmp_path}/none", code=1, words=["not a run directory"])
     refused("sample", f"--workdir={digits_run}", "--checkpoint=none.pt", code=1, words=["none.pt"])
-    refused("export", f"--workdir={digits_run}", f"--to={tmp_path}/x.pth", code=1)
 
 
 def test_interrupted(cli, digits_run, monkeypatch):

@@ -14,6 +14,19 @@ def test_counts_begin_at_one(make, name):
             make(**{name: wrong})
 
 
+def test_what_would_switch_something_off_in_silence():
+    for make, words in (
+        (lambda: Limits(max_seconds=0), r"Limits\(max_seconds=...\)` must be above 0, or None"),
+        (lambda: Limits(max_seconds=float("nan")), "above 0"),
+        (lambda: Cadence(checkpoint=-1), r"Cadence\(checkpoint=...\)` must be at least 0"),
+        (lambda: Schedule(5, warmup=-1), r"Schedule\(warmup=...\)` must be at least 0"),
+        (lambda: StepSettings(grad_clip=float("nan")), "0 for no clipping"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()
+    assert Cadence(checkpoint=0).checkpoint == 0 and Schedule(5, warmup=0)(0) == 1
+
+
 @pytest.mark.parametrize("wrong", [-0.1, 1.0, float("nan")])
 def test_a_share_of_dropped_conditions_is_less_than_all(wrong):
     with pytest.raises(ValueError, match="0 <= p < 1"):

@@ -172,6 +172,14 @@ def test_published_training_steps(golden_dir, name, sigma_max, micro_batches):
         assert values["grad_norm"] == pytest.approx(norm, rel=1e-4)  # float32 sums of squares of some 200 terms
 
 
+@pytest.mark.parametrize("off", [0.0, -1.0])
+def test_a_largest_norm_of_nothing_is_no_clipping(off):
+    clipped, free, never = (make(steps=3, grad_clip=c) for c in (1e-3, off, 1e9))
+    for trainer in (clipped, free, never):
+        trainer.run()
+    assert torch.equal(weights(free), weights(never)) and not torch.equal(weights(free), weights(clipped))
+
+
 def test_our_warmup_begins_with_a_step_and_the_published_one_without():
     ours = [Schedule(100, warmup=4)(k) for k in range(6)]
     published = [Schedule(100, warmup=4, published_warmup=True)(k) for k in range(6)]
@@ -431,9 +439,10 @@ def test_actions_validation_and_metrics(tmp_path):
     )
     calls = []
     trainer = make(steps=25, log=10, writers=[JSONLWriter(tmp_path / "metrics.jsonl")],
-                   actions=[(10, validation), (0, lambda state: calls.append(state.step))])  # fmt: skip
+                   actions=[(10, validation), (0, lambda state: calls.append(state.step)),
+                            (100, lambda state: calls.append(-state.step))])  # fmt: skip
     trainer.run()
-    assert calls == [25], "every = 0: after the last step only"
+    assert calls == [-25], "every = 0: never; every = 100: after the last step"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 10, 20, 20, 25, 25]
     assert lines[0].keys() >= {"step", "time", "loss", "lr", "grad_norm", "samples", "skipped", "samples_per_second"}
@@ -444,7 +453,7 @@ def test_actions_validation_and_metrics(tmp_path):
     assert losses.shape == levels.shape == (72,)
 
 
-@pytest.mark.parametrize("every, at", [(1, 1), (10, 10), (0, 25)])
+@pytest.mark.parametrize("every, at", [(1, 1), (10, 10), (100, 25)])
 def test_a_failing_action_is_reported_and_costs_nothing(tmp_path, every, at):
     def picture(state):
         assert state.step < at or store.load_newest().step == at, "the checkpoint comes first"
@@ -562,3 +571,13 @@ def test_progress_line_off_a_terminal(monkeypatch):
     trainer = make(steps=3, progress=True)
     trainer.run()
     assert trainer.said[0].startswith("step 1 of 3: loss ") and trainer.said[0].endswith("samples/s")
+
+
+@pytest.mark.parametrize("decay, told", [("cosine", True), ("constant", False)])
+def test_a_schedule_cut_short_is_said(tmp_path, decay, told):
+    trainer = make(steps=10**6, decay=decay, max_seconds=0.3, checkpoints=CheckpointStore(tmp_path))
+    result = trainer.run()
+    assert result.status == "cut short"
+    last = trainer.said[-1]
+    assert ("cosine schedule was cut" in last) == told
+    assert (f"--config.training.n_iters={result.step}" in last) == told
