@@ -90,6 +90,7 @@ def sample(argv: list[str]) -> None:
     if values.frames is not None and values.frames < 2:
         raise UsageError(f"--frames must be at least 2; got {values.frames}")
     run = need_run(values)
+    from sde_score.run.pictures import run_range
     from sde_score.run.report import try_report
     from sde_score.run.results import costs_nothing
     from sde_score.run.sample import TRAJECTORY_FRAMES, save_samples
@@ -113,7 +114,7 @@ def sample(argv: list[str]) -> None:
     files = save_samples(samples, run, values.tag)
     if values.movie is not None:
         with costs_nothing(f"The movie {values.movie}"):
-            files["movie"] = str(samples.save(values.movie))
+            files["movie"] = str(samples.save_movie(values.movie, run_range(run, samples.x)))
     if report := try_report(run):
         files["report"] = str(report)
     facts = samples.facts

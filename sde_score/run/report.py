@@ -141,13 +141,21 @@ def _said(found: dict[str, Any], key: str) -> str:
     """A fact in words; "unknown" where it is not there."""
     value = found.get(key)
     number = _number(value)
-    return "unknown" if value is None else f"{number:g}" if number is not None else str(value)
+    if number is None:
+        return "unknown" if value is None else str(value)
+    return f"{number:.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:g}"
+
+
+def _drawn_with(found: dict[str, Any]) -> str:
+    """The settings of a sampler in words."""
+    settings = found.get("sampling")
+    return ", ".join(f"{k}={v}" for k, v in settings.items()) if isinstance(settings, dict) else "unknown settings"
 
 
 def _samples_section(path: Path, facts: dict[str, Any], age: str, data: Path | None) -> Section:
     drawn = f"{_said(facts, 'num')} samples, seed {_said(facts, 'seed')}, weights of step {_said(facts, 'step')}"
     # beside the facts, wherever the run directory has been moved to
-    pictures = [(data, "Real data, held out")] if data is not None else []
+    pictures = [(data, "Real data, held out of the training.")] if data is not None else []
     pictures += [
         (picture, caption)
         for picture, caption in (
@@ -159,10 +167,8 @@ def _samples_section(path: Path, facts: dict[str, Any], age: str, data: Path | N
         )
         if picture.is_file()
     ]
-    settings = facts.get("sampling")
-    settings = settings if isinstance(settings, dict) else {}
     text = (
-        f"{', '.join(f'{k}={v}' for k, v in settings.items())}. {_said(facts, 'nfe')} score evaluations per sample, "
+        f"{_drawn_with(facts)}. {_said(facts, 'nfe')} score evaluations per sample, "
         f"{_said(facts, 'seconds')} s, weights of step {_said(facts, 'step')}."
     )
     images = [(str(picture), caption) for picture, caption in pictures]
@@ -233,7 +239,10 @@ def _evaluation_section(path: Path, found: dict[str, Any], age: str) -> Section:
         "perfect sampler would get. The middle one is the model's at those numbers, to be compared with it, since most "
         "figures depend on how many samples there are."
     )
-    text = f"Weights of step {_said(found, 'step')}, seed {_said(found, 'seed')}, {_said(found, 'seconds')} s."
+    text = (
+        f"Samples drawn with {_drawn_with(found)}, seed {_said(found, 'seed')}, weights of step {_said(found, 'step')}; "
+        f"{_said(found, 'seconds')} s."
+    )
     return Section(f"Sample quality{age}", text=text, table=Table(headings, rows, note=note))
 
 

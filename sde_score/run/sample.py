@@ -100,7 +100,7 @@ class Samples:
         if suffix in PICTURES:
             return draw_picture(path, self.info, {"samples": self.x})
         if suffix in MOVIES:
-            return self._save_movie(path, shown_range(self.info, self.x))
+            return self.save_movie(path, shown_range(self.info, self.x))
         if suffix == ".npz":
             return write_table(path, {"x": self.stored} | self.cond)
         if suffix == ".csv":
@@ -111,7 +111,8 @@ class Samples:
         np.save(buffer, self.stored.numpy())
         return write_bytes(path, buffer.getvalue())
 
-    def _save_movie(self, path: Path, limits: tuple[float, float]) -> Path:
+    def save_movie(self, path: str | Path, limits: tuple[float, float]) -> Path:
+        """A movie from noise to data (.gif, .mp4) that shows `limits` as black and white."""
         from sde_score.visual.images import save_movie
 
         return save_movie(path, self.trajectory, times=self.times, max_frames=len(self.trajectory), range=limits)
@@ -342,7 +343,7 @@ def save_samples(samples: Samples, run: RunFacts, tag: str | None = None) -> dic
             limits = run_range(run, samples.x)
             film = film_strip(samples.trajectory, times=samples.times, range=limits)
             files["trajectory"] = str(save_picture(folder / f"{name}_trajectory.png", film, scale=1))
-            files["gif"] = str(samples._save_movie(folder / f"{name}_trajectory.gif", limits))
+            files["gif"] = str(samples.save_movie(folder / f"{name}_trajectory.gif", limits))
     return files
 
 

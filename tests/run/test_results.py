@@ -267,6 +267,27 @@ def test_a_misspelt_metric_is_said_before_the_sampling(run, monkeypatch, section
         run.evaluate(**section)
 
 
+@pytest.mark.parametrize("features", ["pixels", "random_conv", "random_conv(width=4)"])
+def test_features_of_continuous_data_are_those_asked_for(tmp_path, features):
+    """Real numbers come to a network of features in units of their range, and to `pixels` as they are."""
+    import sde_score
+
+    x = np.exp(np.random.default_rng(0).normal(size=(60, 1, 8, 8))).astype(np.float32) * 300
+    run = sde_score.train(
+        "toy2d", workdir=tmp_path / "run", data=x, model={"name": "unet(width=8, mult=(1,), attention=())"},
+        training={"n_iters": 1, "batch_size": 4, "snapshot_freq": 0, "tensorboard": False}, sampling={"steps": 2},
+        evaluation={"num_samples": 4, "features": features, "metrics": ("fd",)},
+    )  # fmt: skip
+    (fd,) = run.evaluate()["metrics"]["model"]
+    assert fd["provenance"]["feature"].startswith(features.partition("(")[0])
+    name, function = sys.modules["sde_score.run.evaluate"]._features(run)
+    seen = function(run.data.test[range(4)].x, "here").x
+    if features == "pixels":
+        assert torch.equal(seen, run.data.test[range(4)].x.flatten(1).double())
+    else:
+        assert 0 < float(seen.abs().max()) < 30  # not those of values in the thousands
+
+
 # Reports
 
 STRANGE = {
