@@ -89,6 +89,8 @@ def sample(argv: list[str]) -> None:
         raise UsageError(f"--{'tag' if 'tag' in str(error) else 'movie'}: {error}") from error
     if values.frames is not None and values.frames < 2:
         raise UsageError(f"--frames must be at least 2; got {values.frames}")
+    if values.frames is not None and not (values.trajectory or values.movie):
+        raise UsageError("--frames are those of a trajectory: leave out --notrajectory, or write --movie=FILE.gif")
     run = need_run(values)
     from sde_score.run.pictures import run_range
     from sde_score.run.report import try_report

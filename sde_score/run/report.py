@@ -111,6 +111,19 @@ def _results(folder: Path) -> tuple[Results, list[Section]]:
     return sorted(found, key=lambda each: -(_number(each[1].get("step")) or 0)), damaged
 
 
+def _readable(pictures: list[tuple[Path, str]]) -> list[tuple[str, str]] | None:
+    """The pictures that are PNG files; in the place of another, nothing."""
+    found = []
+    for path, caption in pictures:
+        try:
+            with open(path, "rb") as file:
+                if file.read(4) == b"\x89PNG":
+                    found.append((str(path), caption))
+        except OSError:
+            continue
+    return found or None
+
+
 def _number(value: Any) -> float | None:
     """A finite number, or None."""
     real = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -165,14 +178,12 @@ def _samples_section(path: Path, facts: dict[str, Any], age: str, data: Path | N
                 "From noise to data: a sample in each row, its time above each column.",
             ),
         )
-        if picture.is_file()
     ]
     text = (
         f"{_drawn_with(facts)}. {_said(facts, 'nfe')} score evaluations per sample, "
         f"{_said(facts, 'seconds')} s, weights of step {_said(facts, 'step')}."
     )
-    images = [(str(picture), caption) for picture, caption in pictures]
-    return Section(f"Samples: {path.stem.replace('_', ' ')}{age}", text=text, image=images or None)
+    return Section(f"Samples: {path.stem.replace('_', ' ')}{age}", text=text, image=_readable(pictures))
 
 
 def _value(found: Any) -> tuple[float | None, Any]:
@@ -240,8 +251,8 @@ def _evaluation_section(path: Path, found: dict[str, Any], age: str) -> Section:
         "figures depend on how many samples there are."
     )
     text = (
-        f"Samples drawn with {_drawn_with(found)}, seed {_said(found, 'seed')}, weights of step {_said(found, 'step')}; "
-        f"{_said(found, 'seconds')} s."
+        f"Samples drawn with {_drawn_with(found)}, seed {_said(found, 'seed')}, weights of step "
+        f"{_said(found, 'step')}; {_said(found, 'seconds')} s."
     )
     return Section(f"Sample quality{age}", text=text, table=Table(headings, rows, note=note))
 
@@ -266,8 +277,8 @@ def write_run_report(run: RunFacts, *, redraw: bool = True) -> Path:
     sections += _sections(read["likelihood"][0], _likelihood_section, newest)
     sections += _sections(read["eval"][0], _evaluation_section, newest)
     sections += [section for _, damaged in read.values() for section in damaged]
-    shown = [(str(path), CAPTIONS.get(name, name.replace("_", " "))) for name, path in plots.items()]
-    sections += _sections([(workdir / "plots", {})], lambda *_: Section("Data and curves", image=shown or None), newest)
+    if shown := _readable([(path, CAPTIONS.get(name, name.replace("_", " "))) for name, path in plots.items()]):
+        sections.append(Section("Data and curves", image=shown))
     commands = (
         f"sde-score sample --workdir={workdir} --num=100 --config.sampling.method=ode",
         f"sde-score sample --workdir={workdir} --config.sampling.predictor=ancestral_sampling "

@@ -39,6 +39,7 @@ from sde_score.tensors import SampleNoise
 from sde_score.training import distributed
 
 TRAJECTORY_SAMPLES, TRAJECTORY_FRAMES = 8, 12
+TRAJECTORY_POINTS = 1000  # as many of vectors: a few points show no law
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 MOVIES = (".gif", ".mp4")
 NUMBERS = (".npz", ".npy", ".csv")
@@ -187,11 +188,11 @@ def draw(
 class _First:
     """Keeps the first samples of a trajectory only."""
 
-    def __init__(self, inner: Trajectory) -> None:
-        self.inner = inner
+    def __init__(self, inner: Trajectory, count: int) -> None:
+        self.inner, self.count = inner, count
 
     def __call__(self, progress: Progress) -> None:
-        progress.x, progress.x_mean = progress.x[:TRAJECTORY_SAMPLES], progress.x_mean[:TRAJECTORY_SAMPLES]
+        progress.x, progress.x_mean = progress.x[: self.count], progress.x_mean[: self.count]
         self.inner(progress)
 
 
@@ -238,6 +239,7 @@ def sample(
 
     images = run.info.levels is not None
     kept = Trajectory(frames=frames - 1) if frames else None
+    shown = TRAJECTORY_POINTS if run.info.kind == "vector" else TRAJECTORY_SAMPLES
     began = time.monotonic()
     x, nfes = draw(
         sampler,
@@ -249,7 +251,7 @@ def sample(
         batch_size=section.batch_size,
         device=run.device,
         progress=progress,
-        trajectory=None if kept is None else _First(kept),
+        trajectory=None if kept is None else _First(kept, shown),
         shared=shared,
         callback=callback,
         decode=run.codec.to_levels if images else run.codec.decode,

@@ -398,6 +398,8 @@ def save_movie(
 ) -> Path:
     """A denoising path as a movie of the grid, .gif (endless) or .mp4; the last frame stays for ``hold`` milliseconds.
 
+    Points of the plane move within the extent of their last frame; its limits stand below.
+
     Args:
         trajectory: ``(T, B, *)`` or a sequence of ``(B, *)``, in the order of sampling, in data units.
         times: ``(T,)``, each written above its frame.
@@ -411,15 +413,52 @@ def save_movie(
     check_movie(path)
     frames = _stack(trajectory)
     which = _chosen(len(frames), max_frames)
-    grids = [_tiled(cells, columns) for cells in _path_cells(frames[which], range)]
-    scale = scale or readable_scale(grids[0], target=320)
-    grids = [with_bar(enlarge(g, scale), range, shades=frames.ndim > 4) for g in grids]
+    if frames.ndim == 3 and frames.shape[2] == 2:
+        grids = _point_pictures(frames[which])
+    else:
+        grids = [_tiled(cells, columns) for cells in _path_cells(frames[which], range)]
+        scale = scale or readable_scale(grids[0], target=320)
+        grids = [with_bar(enlarge(g, scale), range, shades=frames.ndim > 4) for g in grids]
     if times is not None:
         grids = [_labelled(g, [f"t = {float(times[i]):.3g}"]) for g, i in zip(grids, which, strict=True)]
     if Path(path).suffix.lower() == ".mp4":
         return _save_mp4(path, grids, milliseconds, hold)
     few = (frames.ndim == 5 and frames.shape[2] == 1) or frames.ndim == 6
     return write_bytes(path, _gif(grids, milliseconds, hold, greys=24 if few else None))
+
+
+def _point_pictures(frames: Tensor, *, side: int = 320) -> list[np.ndarray]:
+    """Points of the plane ``(T, B, 2)`` as dots, a picture for each time."""
+    from PIL import Image, ImageDraw
+
+    _check_finite(frames.flatten(2).transpose(0, 1))
+    low, high = torch.tensor([own_range(frames[-1, :, axis], share=0.0) for axis in (0, 1)], dtype=torch.float64).T
+    margin = 0.1 * (high - low)
+    low, high = low - margin, high + margin
+    pictures, over = [], 2
+    for points in frames.double():
+        image = Image.new("RGB", (side * over, side * over), "white")
+        draw = ImageDraw.Draw(image)
+        u = (points - low) / (high - low)
+        for a, b in u[((u >= 0) & (u <= 1)).all(1)].tolist():
+            x, y = a * side * over, (1 - b) * side * over
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=INK)
+        small = np.asarray(image.resize((side, side), Image.Resampling.LANCZOS))
+        words = " x ".join(f"[{format_number(float(a))}, {format_number(float(b))}]" for a, b in zip(low, high))
+        pictures.append(_captioned(small, words))
+    return pictures
+
+
+def _captioned(picture: np.ndarray, words: str) -> np.ndarray:
+    """The picture with small words below it."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = 12
+    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + 2 * size), "white")
+    canvas.paste(Image.fromarray(picture), (0, 0))
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(canvas).text((4, picture.shape[0] + size), words, fill=(70, 70, 70), font=font, anchor="lm")
+    return np.asarray(canvas)
 
 
 def _gif(grids: Sequence[np.ndarray], milliseconds: int, hold: int, *, greys: int | None) -> bytes:

@@ -317,6 +317,7 @@ def test_a_report_can_always_be_drawn(run, what):
     (run.workdir / "plots/loss.png").write_bytes(b"")
     page = write_run_report(run, redraw=False).read_text()
     assert page.count("Likelihood of the test data") >= 1 and "</html>" in page
+    assert "Data and curves" in page and page.count("data:image/png") in (2, 3)  # the data and the loss by noise
     if what in ("not json", "a list", "empty", "bytes"):
         assert page.count("cannot be shown") >= 3
 
