@@ -14,7 +14,15 @@ from sde_score.run.evaluate import AS_MANY, HELD_OUT
 from sde_score.run.facts import RunFacts
 from sde_score.run.pictures import draw_picture, held_out
 from sde_score.run.results import costs_nothing, read_json
-from sde_score.visual.plots import extent_of, plane, plot_density, plot_loss, plot_loss_by_noise, plot_score_field
+from sde_score.visual.plots import (
+    extent_of,
+    has_one_scale,
+    plane,
+    plot_density,
+    plot_loss,
+    plot_loss_by_noise,
+    plot_score_field,
+)
 from sde_score.visual.report import Section, Table, render_report, write_report
 from sde_score.visual.svg import bar_chart
 
@@ -87,7 +95,10 @@ def _plane_plots(run: RunFacts, folder: Path) -> dict[str, Path]:
             return run.model(encoded(x), level.expand(len(x)).to(run.device)).cpu()
 
     densities = ({"truth": law.log_prob} if law is not None else {}) | ({"model": grid} if known else {})
-    return ({"density": plot_density(folder / "density.png", densities, extent=extent)} if known else {}) | {
+    shown = {"density": plot_density(folder / "density.png", densities, extent=extent)} if known else {}
+    if not has_one_scale(extent):  # the directions of arrows would say nothing
+        return shown
+    return shown | {
         "score_field": plot_score_field(
             folder / "score_field.png",
             {f"score at t = {float(level):.3g}": model_score},
