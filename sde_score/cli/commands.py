@@ -78,7 +78,7 @@ def sample(argv: list[str]) -> None:
     except ValueError as error:
         raise UsageError(f"--labels are class numbers, such as --labels=0,1; got {','.join(values.labels)}") from error
     from sde_score.run.results import check_tag
-    from sde_score.visual.images import check_movie
+    from sde_score.visual.movies import check_movie
 
     try:  # before anything is drawn
         if values.tag is not None:

@@ -114,7 +114,7 @@ class Samples:
 
     def save_movie(self, path: str | Path, limits: tuple[float, float]) -> Path:
         """A movie from noise to data (.gif, .mp4) that shows `limits` as black and white."""
-        from sde_score.visual.images import save_movie
+        from sde_score.visual.movies import save_movie
 
         return save_movie(path, self.trajectory, times=self.times, max_frames=len(self.trajectory), range=limits)
 
@@ -339,7 +339,8 @@ def save_samples(samples: Samples, run: RunFacts, tag: str | None = None) -> dic
     with costs_nothing("The picture of the samples"):
         files["png"] = str(save_picture_of(run, folder / f"{name}.png", samples.x))
     if samples.trajectory is not None and samples.stored.ndim > 2:
-        from sde_score.visual.images import film_strip, save_picture
+        from sde_score.visual.images import save_picture
+        from sde_score.visual.movies import film_strip
 
         with costs_nothing("The pictures of the way from noise to data"):
             limits = run_range(run, samples.x)

@@ -348,7 +348,7 @@ def test_a_picture_that_fails_costs_no_numbers(cli, run, monkeypatch):
         raise MemoryError("no room")
 
     monkeypatch.setattr(sys.modules["sde_score.run.sample"], "save_picture_of", broken)
-    monkeypatch.setattr("sde_score.visual.images.film_strip", broken)
+    monkeypatch.setattr("sde_score.visual.movies.film_strip", broken)
     answer = cli("sample", f"--workdir={run.workdir}", "--num=2", "--tag=mine", "--json")
     files = answer.json["files"]
     assert Path(files["npz"]).is_file() and Path(files["json"]).is_file() and "png" not in files
