@@ -110,7 +110,7 @@ def sample(argv: list[str]) -> None:
 
     values = parse("sample", argv, define)
     from sde_score.run.results import check_tag
-    from sde_score.visual.images import check_movie
+    from sde_score.visual.movies import check_movie
 
     try:  # before anything is drawn
         if values.tag is not None:
@@ -121,9 +121,10 @@ def sample(argv: list[str]) -> None:
         raise UsageError(f"--{'tag' if 'tag' in str(error) else 'movie'}: {error}") from error
     if values.frames is not None and values.frames < 2:
         raise UsageError(f"--frames must be at least 2; got {values.frames}")
-    if values.frames is not None and not values.trajectory and values.movie is None:
-        raise UsageError("--frames are those of a trajectory; leave out --notrajectory, or write --movie=FILE.gif")
+    if values.frames is not None and not (values.trajectory or values.movie):
+        raise UsageError("--frames are those of a trajectory: leave out --notrajectory, or write --movie=FILE.gif")
     run = need_run(values, "sample")
+    from sde_score.run.pictures import run_range
     from sde_score.run.report import try_report
     from sde_score.run.results import costs_nothing
     from sde_score.run.sample import TRAJECTORY_FRAMES, save_samples
@@ -147,7 +148,7 @@ def sample(argv: list[str]) -> None:
     files = save_samples(samples, run, values.tag)
     if values.movie is not None:
         with costs_nothing(f"The movie {values.movie}"):
-            files["movie"] = str(samples.save(values.movie))
+            files["movie"] = str(samples.save_movie(values.movie, run_range(run, samples.x)))
     if report := try_report(run):
         files["report"] = str(report)
     facts = samples.facts

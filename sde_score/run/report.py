@@ -14,7 +14,15 @@ from sde_score.run.evaluate import AS_MANY, HELD_OUT
 from sde_score.run.facts import RunFacts
 from sde_score.run.pictures import draw_picture, held_out
 from sde_score.run.results import costs_nothing, read_json
-from sde_score.visual.plots import extent_of, plane, plot_density, plot_loss, plot_loss_by_noise, plot_score_field
+from sde_score.visual.plots import (
+    extent_of,
+    has_one_scale,
+    plane,
+    plot_density,
+    plot_loss,
+    plot_loss_by_noise,
+    plot_score_field,
+)
 from sde_score.visual.report import Section, Table, render_report, write_report
 from sde_score.visual.svg import bar_chart
 
@@ -88,7 +96,10 @@ def _plane_plots(run: RunFacts, folder: Path) -> dict[str, Path]:
             return run.model(encoded(x), level.expand(len(x)).to(run.device)).cpu()
 
     densities = ({"truth": law.log_prob} if law is not None else {}) | ({"model": grid} if known else {})
-    return ({"density": plot_density(folder / "density.png", densities, extent=extent)} if known else {}) | {
+    shown = {"density": plot_density(folder / "density.png", densities, extent=extent)} if known else {}
+    if not has_one_scale(extent):  # the directions of arrows would say nothing
+        return shown
+    return shown | {
         "score_field": plot_score_field(
             folder / "score_field.png",
             {f"score at t = {float(level):.3g}": model_score},
@@ -110,6 +121,19 @@ def _results(folder: Path) -> tuple[Results, list[Section]]:
         except ValueError as error:
             damaged.append(_missing(path.stem, error))
     return sorted(found, key=lambda each: -(_number(each[1].get("step")) or 0)), damaged
+
+
+def _readable(pictures: list[tuple[Path, str]]) -> list[tuple[str, str]] | None:
+    """The pictures that are PNG files; in the place of another, nothing."""
+    found = []
+    for path, caption in pictures:
+        try:
+            with open(path, "rb") as file:
+                if file.read(4) == b"\x89PNG":
+                    found.append((str(path), caption))
+        except OSError:
+            continue
+    return found or None
 
 
 def _number(value: Any) -> float | None:
@@ -142,13 +166,21 @@ def _said(found: dict[str, Any], key: str) -> str:
     """A fact in words; "unknown" where it is not there."""
     value = found.get(key)
     number = _number(value)
-    return "unknown" if value is None else f"{number:g}" if number is not None else str(value)
+    if number is None:
+        return "unknown" if value is None else str(value)
+    return f"{number:.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:g}"
+
+
+def _drawn_with(found: dict[str, Any]) -> str:
+    """The settings of a sampler in words."""
+    settings = found.get("sampling")
+    return ", ".join(f"{k}={v}" for k, v in settings.items()) if isinstance(settings, dict) else "unknown settings"
 
 
 def _samples_section(path: Path, facts: dict[str, Any], age: str, data: Path | None) -> Section:
     drawn = f"{_said(facts, 'num')} samples, seed {_said(facts, 'seed')}, weights of step {_said(facts, 'step')}"
     # beside the facts, wherever the run directory has been moved to
-    pictures = [(data, "Real data, held out")] if data is not None else []
+    pictures = [(data, "Real data, held out of the training.")] if data is not None else []
     pictures += [
         (picture, caption)
         for picture, caption in (
@@ -158,16 +190,12 @@ def _samples_section(path: Path, facts: dict[str, Any], age: str, data: Path | N
                 "From noise to data: a sample in each row, its time above each column.",
             ),
         )
-        if picture.is_file()
     ]
-    settings = facts.get("sampling")
-    settings = settings if isinstance(settings, dict) else {}
     text = (
-        f"{', '.join(f'{k}={v}' for k, v in settings.items())}. {_said(facts, 'nfe')} score evaluations per sample, "
+        f"{_drawn_with(facts)}. {_said(facts, 'nfe')} score evaluations per sample, "
         f"{_said(facts, 'seconds')} s, weights of step {_said(facts, 'step')}."
     )
-    images = [(str(picture), caption) for picture, caption in pictures]
-    return Section(f"Samples: {path.stem.replace('_', ' ')}{age}", text=text, image=images or None)
+    return Section(f"Samples: {path.stem.replace('_', ' ')}{age}", text=text, image=_readable(pictures))
 
 
 def _value(found: Any) -> tuple[float | None, Any]:
@@ -234,7 +262,10 @@ def _evaluation_section(path: Path, found: dict[str, Any], age: str) -> Section:
         "perfect sampler would get. The middle one is the model's at those numbers, to be compared with it, since most "
         "figures depend on how many samples there are."
     )
-    text = f"Weights of step {_said(found, 'step')}, seed {_said(found, 'seed')}, {_said(found, 'seconds')} s."
+    text = (
+        f"Samples drawn with {_drawn_with(found)}, seed {_said(found, 'seed')}, weights of step "
+        f"{_said(found, 'step')}; {_said(found, 'seconds')} s."
+    )
     return Section(f"Sample quality{age}", text=text, table=Table(headings, rows, note=note))
 
 
@@ -258,8 +289,8 @@ def write_run_report(run: RunFacts, *, redraw: bool = True) -> Path:
     sections += _sections(read["likelihood"][0], _likelihood_section, newest)
     sections += _sections(read["eval"][0], _evaluation_section, newest)
     sections += [section for _, damaged in read.values() for section in damaged]
-    shown = [(str(path), CAPTIONS.get(name, name.replace("_", " "))) for name, path in plots.items()]
-    sections += _sections([(workdir / "plots", {})], lambda *_: Section("Data and curves", image=shown or None), newest)
+    if shown := _readable([(path, CAPTIONS.get(name, name.replace("_", " "))) for name, path in plots.items()]):
+        sections.append(Section("Data and curves", image=shown))
     commands = (
         f"sde-score sample --workdir={workdir} --num=100 --config.sampling.method=ode",
         f"sde-score sample --workdir={workdir} --config.sampling.predictor=ancestral_sampling "

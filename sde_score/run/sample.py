@@ -40,6 +40,7 @@ from sde_score.tensors import SampleNoise
 from sde_score.training import distributed
 
 TRAJECTORY_SAMPLES, TRAJECTORY_FRAMES = 8, 12
+TRAJECTORY_POINTS = 1000  # as many of vectors: a few points show no law
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 MOVIES = (".gif", ".mp4")
 NUMBERS = (".npz", ".npy", ".csv")
@@ -101,7 +102,7 @@ class Samples:
         if suffix in PICTURES:
             return draw_picture(path, self.info, {"samples": self.x})
         if suffix in MOVIES:
-            return self._save_movie(path, shown_range(self.info, self.x))
+            return self.save_movie(path, shown_range(self.info, self.x))
         if suffix == ".npz":
             return write_table(path, {"x": self.stored} | self._told())
         if suffix == ".csv":
@@ -112,8 +113,9 @@ class Samples:
         np.save(buffer, self.stored.numpy())
         return write_bytes(path, buffer.getvalue())
 
-    def _save_movie(self, path: Path, limits: tuple[float, float]) -> Path:
-        from sde_score.visual.images import save_movie
+    def save_movie(self, path: str | Path, limits: tuple[float, float]) -> Path:
+        """A movie from noise to data (.gif, .mp4) that shows `limits` as black and white."""
+        from sde_score.visual.movies import save_movie
 
         return save_movie(path, self.trajectory, times=self.times, max_frames=len(self.trajectory), range=limits)
 
@@ -200,11 +202,11 @@ def draw(
 class _First:
     """Keeps the first samples of a trajectory only."""
 
-    def __init__(self, inner: Trajectory) -> None:
-        self.inner = inner
+    def __init__(self, inner: Trajectory, count: int) -> None:
+        self.inner, self.count = inner, count
 
     def __call__(self, progress: Progress) -> None:
-        progress.x, progress.x_mean = progress.x[:TRAJECTORY_SAMPLES], progress.x_mean[:TRAJECTORY_SAMPLES]
+        progress.x, progress.x_mean = progress.x[: self.count], progress.x_mean[: self.count]
         self.inner(progress)
 
 
@@ -259,6 +261,7 @@ def sample(
 
     images = run.info.levels is not None
     kept = Trajectory(frames=frames - 1) if frames else None
+    shown = TRAJECTORY_POINTS if run.info.kind == "vector" else TRAJECTORY_SAMPLES
     began = time.monotonic()
     x, nfes = draw(
         sampler,
@@ -270,7 +273,7 @@ def sample(
         batch_size=section.batch_size,
         device=run.device,
         progress=progress,
-        trajectory=None if kept is None else _First(kept),
+        trajectory=None if kept is None else _First(kept, shown),
         constraint=constraint,
         callback=callback,
         shared=shared,
@@ -359,13 +362,14 @@ def save_samples(samples: Samples, run: RunFacts, tag: str | None = None) -> dic
     with costs_nothing("The picture of the samples"):
         files["png"] = str(save_picture_of(run, folder / f"{name}.png", samples.x))
     if samples.trajectory is not None and samples.stored.ndim > 2:
-        from sde_score.visual.images import film_strip, save_picture
+        from sde_score.visual.images import save_picture
+        from sde_score.visual.movies import film_strip
 
         with costs_nothing("The pictures of the way from noise to data"):
             limits = run_range(run, samples.x)
             film = film_strip(samples.trajectory, times=samples.times, range=limits)
             files["trajectory"] = str(save_picture(folder / f"{name}_trajectory.png", film, scale=1))
-            files["gif"] = str(samples._save_movie(folder / f"{name}_trajectory.gif", limits))
+            files["gif"] = str(samples.save_movie(folder / f"{name}_trajectory.gif", limits))
     return files
 
 

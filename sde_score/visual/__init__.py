@@ -1,18 +1,16 @@
 """Pictures of samples, curves and densities, and the report that holds them."""
 
 from sde_score.visual.images import (
-    calm,
-    film_strip,
     own_range,
     png_bytes,
     save_grid,
-    save_movie,
     save_picture,
     to_cells,
     to_grid,
     to_uint8,
 )
 from sde_score.visual.kinds import plot_corner, plot_series, plot_volumes
+from sde_score.visual.movies import calm, film_strip, save_movie
 from sde_score.visual.plots import (
     extent_of,
     plot_density,

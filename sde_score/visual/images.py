@@ -1,4 +1,4 @@
-"""Samples as pictures: grids, film strips and animations, with Pillow alone.
+"""Samples as pictures and grids of them, with Pillow alone.
 
 Every rank has a picture: vectors ``(B, D)``, series ``(B, C, L)``, images ``(B, C, H, W)`` of any number of channels,
 volumes ``(B, C, D, H, W)``. Images are uint8, or floats of any unit: ``range=(low, high)`` says which values are black
@@ -10,16 +10,13 @@ from __future__ import annotations
 import io
 import math
 import os
-import shutil
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sde_score.files import first_line, write_bytes
+from sde_score.files import write_bytes
 from sde_score.visual.svg import format_number
 
 BORDER = 255  # white gaps between cells
@@ -49,7 +46,7 @@ def own_range(x: Tensor | np.ndarray, *, share: float = 0.005) -> Range:
     return low - half, high + half
 
 
-def _checked_range(range: Range | None, x: Tensor) -> Range:
+def checked_range(range: Range | None, x: Tensor) -> Range:
     """``range``, or where it is left out 0 to 1, widened to hold every value: nothing is clipped unasked."""
     if range is None:
         low, high = (float(x.min()), float(x.max())) if x.numel() else UNIT
@@ -79,14 +76,14 @@ def to_uint8(x: Tensor | np.ndarray, *, range: Range | None = None) -> Tensor:
                 f"Integer images run from {int(x.min())} to {int(x.max())}; a picture needs 0..255. Divide them."
             )
         return x.to(torch.uint8)
-    _check_finite(x)
-    low, high = _checked_range(range, x)
+    check_finite(x)
+    low, high = checked_range(range, x)
     if (low, high) != UNIT:
         x = (x.double() - low) / (high - low)
     return (x.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _check_finite(x: Tensor) -> None:
+def check_finite(x: Tensor) -> None:
     bad = ~torch.isfinite(x).flatten(1).all(1) if x.ndim > 1 else ~torch.isfinite(x)
     if bad.any():
         raise ValueError(
@@ -142,8 +139,8 @@ def _line_cells(x: Tensor, range: Range | None, *, height: int = 108, width: int
     from PIL import Image, ImageDraw
 
     x = x.double()
-    _check_finite(x)
-    low, high = (float(x.min()), float(x.max())) if range is None else _checked_range(range, x)
+    check_finite(x)
+    low, high = (float(x.min()), float(x.max())) if range is None else checked_range(range, x)
     span = high - low or 1.0
     x = x.clamp(low - span, high + span)  # noise may lie far outside: the line leaves the cell
     over, margin = 3, 4  # drawn three times as large, then reduced: smooth lines
@@ -176,10 +173,10 @@ def to_grid(
         columns: cells in a row; default: a roughly square picture.
         pad: width of the gaps, in pixels of the samples.
     """
-    return _tiled(to_cells(x, range=range), columns, pad)
+    return tiled(to_cells(x, range=range), columns, pad)
 
 
-def _tiled(cells: np.ndarray, columns: int | None = None, pad: int = 1) -> np.ndarray:
+def tiled(cells: np.ndarray, columns: int | None = None, pad: int = 1) -> np.ndarray:
     """Cells ``(B, h, w, 3)`` in rows and columns."""
     n, h, w, _ = cells.shape
     if columns is None:
@@ -289,192 +286,3 @@ def with_bar(picture: np.ndarray, range: Range | None, *, shades: bool = True) -
     canvas.paste(bar, (int(left), middle - size // 2))
     draw.rectangle((int(left) - 1, middle - size // 2 - 1, int(left) + len(ramp), middle + size // 2), outline="#999")
     return np.asarray(canvas)
-
-
-def calm(frames: Tensor, range: Range = UNIT) -> Tensor:
-    """Frames of a denoising path ``(T, B, *)`` brought to a common contrast, and ``range`` to [0, 1].
-
-    The first frames of a variance-exploding path are hundreds of times wider than an image. Each frame is shrunk
-    about the middle until its root mean square deviation is at most half of the range, the largest that values within
-    it can have: images within the range stay what they are.
-    """
-    frames = torch.as_tensor(frames).detach().cpu()
-    if not frames.dtype.is_floating_point:
-        return frames
-    for i, frame in enumerate(frames):
-        try:
-            _check_finite(frame)
-        except ValueError as error:
-            raise ValueError(f"Frame {i}: {error}") from None
-    low, high = _checked_range(range, frames)
-    frames = (frames.double() - low) / (high - low) - 0.5
-    rms = frames.flatten(1).square().mean(1).sqrt().clamp(min=1e-12)
-    factor = (0.5 / rms).clamp(max=1.0)
-    return (frames * factor.reshape(-1, *[1] * (frames.ndim - 1)) + 0.5).float()
-
-
-def _chosen(n: int, count: int) -> list[int]:
-    """``count`` indices from the first to the last of ``n``, evenly spread."""
-    count = min(n, count)
-    return [round(i * (n - 1) / max(count - 1, 1)) for i in range(count)] if count > 1 else [n - 1]
-
-
-def film_strip(
-    trajectory: Tensor | Sequence[Tensor],
-    *,
-    times: Sequence[float] | Tensor | None = None,
-    columns: int = 10,
-    rows: int = 6,
-    scale: int | None = None,
-    range: Range | None = None,
-) -> np.ndarray:
-    """A denoising path: rows are samples, columns are times from noise to data, ``(H, W, 3)`` uint8, enlarged already.
-
-    Args:
-        trajectory: ``(T, B, *)`` or a sequence of ``(B, *)``, in the order of sampling, in data units.
-        times: ``(T,)`` written above the columns.
-        columns: number of times shown, the first and the last included.
-        rows: number of samples shown.
-        scale: enlargement; ``None`` picks a readable one.
-        range: the values shown as black and white; default: those of the last frame, at least 0 to 1.
-    """
-    frames = _stack(trajectory)
-    which = _chosen(len(frames), columns)
-    t, b = len(which), min(rows, frames.shape[1])
-    cells = _path_cells(frames[which][:, :rows], range).swapaxes(0, 1)
-    grid = _tiled(cells.reshape(t * b, *cells.shape[2:]), columns=t)
-    grid = enlarge(grid, scale or readable_scale(grid, target=1000))
-    if times is not None:
-        grid = _labelled(grid, [f"t = {float(times[i]):.3g}" for i in which])
-    return with_bar(grid, range, shades=frames.ndim > 4)
-
-
-def _path_cells(frames: Tensor, range: Range | None) -> np.ndarray:
-    """Cells of a path, ``(T, B, h, w, 3)``: pictures with each frame at a common contrast, lines on one scale."""
-    t, b = frames.shape[:2]
-    if frames.ndim > 4 and frames.dtype.is_floating_point:
-        frames = calm(frames, _checked_range(range, frames[-1]))
-        range = UNIT
-    cells = to_cells(frames.reshape(t * b, *frames.shape[2:]), range=range)
-    return cells.reshape(t, b, *cells.shape[1:])
-
-
-def _labelled(picture: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """The picture with labels above it, evenly spread; too long ones lose their ``t = ``."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    cell = picture.shape[1] / len(labels)
-    size = int(max(10, min(16, cell // 6)))
-    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + 2 * size), "white")
-    canvas.paste(Image.fromarray(picture), (0, 2 * size))
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
-    short = max(draw.textlength(s, font=font) for s in labels) > cell
-    for i, label in enumerate(labels):
-        shown = label.removeprefix("t = ") if short else label
-        draw.text(((i + 0.5) * cell, size), shown, fill=(70, 70, 70), font=font, anchor="mm")
-    return np.asarray(canvas)
-
-
-def _stack(trajectory: Tensor | Sequence[Tensor]) -> Tensor:
-    frames = (
-        trajectory if isinstance(trajectory, Tensor) else torch.stack([torch.as_tensor(f).cpu() for f in trajectory])
-    )
-    if frames.ndim < 3 or len(frames) == 0:
-        raise ValueError(f"A trajectory is (T, B, *), got {tuple(frames.shape)}.")
-    return frames.detach().cpu()
-
-
-def save_movie(
-    path: str | os.PathLike,
-    trajectory: Tensor | Sequence[Tensor],
-    *,
-    times: Sequence[float] | Tensor | None = None,
-    columns: int | None = None,
-    scale: int | None = None,
-    max_frames: int = 40,
-    milliseconds: int = 80,
-    hold: int = 1500,
-    range: Range | None = None,
-) -> Path:
-    """A denoising path as a movie of the grid, .gif (endless) or .mp4; the last frame stays for ``hold`` milliseconds.
-
-    Args:
-        trajectory: ``(T, B, *)`` or a sequence of ``(B, *)``, in the order of sampling, in data units.
-        times: ``(T,)``, each written above its frame.
-        max_frames: frames kept, evenly spread, the first and the last included.
-        milliseconds: duration of a frame.
-        range: as in ``film_strip``.
-
-    Raises:
-        ValueError: another suffix, or .mp4 without an ffmpeg.
-    """
-    check_movie(path)
-    frames = _stack(trajectory)
-    which = _chosen(len(frames), max_frames)
-    grids = [_tiled(cells, columns) for cells in _path_cells(frames[which], range)]
-    scale = scale or readable_scale(grids[0], target=320)
-    grids = [with_bar(enlarge(g, scale), range, shades=frames.ndim > 4) for g in grids]
-    if times is not None:
-        grids = [_labelled(g, [f"t = {float(times[i]):.3g}"]) for g, i in zip(grids, which, strict=True)]
-    if Path(path).suffix.lower() == ".mp4":
-        return _save_mp4(path, grids, milliseconds, hold)
-    few = (frames.ndim == 5 and frames.shape[2] == 1) or frames.ndim == 6
-    return write_bytes(path, _gif(grids, milliseconds, hold, greys=24 if few else None))
-
-
-def _gif(grids: Sequence[np.ndarray], milliseconds: int, hold: int, *, greys: int | None) -> bytes:
-    from PIL import Image
-
-    pictures = [Image.fromarray(g) for g in grids]
-    if greys is not None:
-        pictures = [p.convert("L").quantize(greys) for p in pictures]  # few greys: noise packs badly
-    buffer = io.BytesIO()
-    durations = [milliseconds] * (len(pictures) - 1) + [hold]
-    pictures[0].save(
-        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=True
-    )
-    return buffer.getvalue()
-
-
-def check_movie(path: str | os.PathLike) -> None:
-    """Raise `ValueError` where no movie can be written at `path`, before the work is done."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".gif", ".mp4"):
-        raise ValueError(f"A movie is written as .gif or .mp4; got {os.fspath(path)!r}.")
-    if suffix == ".mp4":
-        _ffmpeg()
-
-
-def _ffmpeg() -> str:
-    """The program that packs .mp4: that of the package imageio-ffmpeg, or the system's."""
-    try:
-        import imageio_ffmpeg
-
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError):
-        found = shutil.which("ffmpeg")
-    if found is None:
-        raise ValueError("A movie as .mp4 needs ffmpeg: pip install imageio-ffmpeg, or write it as .gif.")
-    return found
-
-
-def _save_mp4(path: str | os.PathLike, grids: Sequence[np.ndarray], milliseconds: int, hold: int) -> Path:
-    """H.264 with even sides, as players ask for; written beside its place and then moved there."""
-    path = Path(path)
-    height, width = (n + n % 2 for n in grids[0].shape[:2])
-    stay = max(1, round(hold / milliseconds))
-    frames = [np.pad(g, ((0, height - g.shape[0]), (0, width - g.shape[1]), (0, 0)), constant_values=BORDER)
-              for g in grids]  # fmt: skip
-    raw = b"".join(f.tobytes() for f in [*frames, *[frames[-1]] * (stay - 1)])
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
-    command = [_ffmpeg(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
-               "-r", f"{1000 / milliseconds:g}", "-i", "-", "-an", "-c:v", "libx264", "-pix_fmt", "yuv420p",
-               str(unfinished)]  # fmt: skip
-    try:
-        done = subprocess.run(command, input=raw, capture_output=True)
-        if done.returncode:
-            raise RuntimeError(f"ffmpeg could not write {path}: {first_line(RuntimeError(done.stderr.decode()))}")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path

@@ -231,16 +231,16 @@ def _as_points(x: Points, what: str = "points") -> np.ndarray:
     return x[:, :2].numpy()
 
 
-def extent_of(*clouds: Points, margin: float = 0.15, square: bool = True) -> tuple[float, float, float, float]:
-    """(left, right, bottom, top) around the central 99.8 % of the points, square unless told otherwise, with a
-    margin."""
+def extent_of(*clouds: Points, margin: float = 0.15) -> tuple[float, float, float, float]:
+    """(left, right, bottom, top) around the central 99.8 % of the points, with a margin; square, unless one axis is
+    five times as wide as the other: two quantities that have no common scale."""
     x = np.concatenate([_as_points(c) for c in clouds])
     x = x[np.isfinite(x).all(1)]
     if len(x) == 0:
         raise ValueError("There is no finite point to take an extent from.")
     low, high = np.quantile(x, 0.001, axis=0), np.quantile(x, 0.999, axis=0)
     centre, half = (low + high) / 2, np.maximum((high - low) / 2, 1e-6) * (1 + margin)
-    if square:
+    if half.max() < 5 * half.min():
         half = np.full(2, half.max())
     return (centre[0] - half[0], centre[0] + half[0], centre[1] - half[1], centre[1] + half[1])
 
@@ -269,8 +269,13 @@ def _on_plane(log_density: Density | Tensor | np.ndarray, extent: Sequence[float
     return values
 
 
+def has_one_scale(extent: Sequence[float]) -> bool:
+    """Are both axes drawn to one scale?"""
+    return 0.2 < (extent[1] - extent[0]) / (extent[3] - extent[2]) < 5
+
+
 def _plain(ax: Any, extent: Sequence[float], title: str) -> None:
-    ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal", title=title)
+    ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal" if has_one_scale(extent) else "auto", title=title)
     ax.grid(False)
 
 
@@ -368,11 +373,7 @@ def plot_scatter(
     if not points:
         raise ValueError("plot_scatter needs at least one cloud of points.")
     # The first cloud (the data) sets the scale: a few stray samples must not shrink it to a dot.
-    if extent is None:
-        left, right, bottom, top = extent = extent_of(next(iter(points.values())), square=False)
-        if 0.2 < (right - left) / (top - bottom) < 5:
-            extent = extent_of(next(iter(points.values())))
-    one_scale = math.isclose(extent[1] - extent[0], extent[3] - extent[2])
+    extent = extent_of(next(iter(points.values()))) if extent is None else extent
     with figure_of(len(points), size=(3.6, 3.7), sharex=True, sharey=True) as (figure, axes):
         for ax, (title, x), colour in zip(axes[0], points.items(), [GREY, BLUE, ORANGE, GREEN, PURPLE] * len(points)):
             inside = (x >= [extent[0], extent[2]]).all(1) & (x <= [extent[1], extent[3]]).all(1)
@@ -380,8 +381,6 @@ def plot_scatter(
             ax.scatter(*shown.T, s=4, color=colour, alpha=0.45 if len(shown) > 500 else 0.8, linewidths=0)
             outside = len(x) - int(inside.sum())
             _plain(ax, extent, f"{title} ({len(x):,}{f', {outside:,} outside' if outside else ''})")
-            if not one_scale:
-                ax.set_aspect("auto")
             if names is not None:
                 ax.set(xlabel=names[0], ylabel=names[1])
         return save_figure(figure, path)

@@ -267,6 +267,27 @@ def test_a_misspelt_metric_is_said_before_the_sampling(run, monkeypatch, section
         run.evaluate(**section)
 
 
+@pytest.mark.parametrize("features", ["pixels", "random_conv", "random_conv(width=4)"])
+def test_features_of_continuous_data_are_those_asked_for(tmp_path, features):
+    """Real numbers come to a network of features in units of their range, and to `pixels` as they are."""
+    import sde_score
+
+    x = np.exp(np.random.default_rng(0).normal(size=(60, 1, 8, 8))).astype(np.float32) * 300
+    run = sde_score.train(
+        "toy2d", workdir=tmp_path / "run", data=x, model={"name": "unet(width=8, mult=(1,), attention=())"},
+        training={"n_iters": 1, "batch_size": 4, "snapshot_freq": 0, "tensorboard": False}, sampling={"steps": 2},
+        evaluation={"num_samples": 4, "features": features, "metrics": ("fd",)},
+    )  # fmt: skip
+    (fd,) = run.evaluate()["metrics"]["model"]
+    assert fd["provenance"]["feature"].startswith(features.partition("(")[0])
+    name, function = sys.modules["sde_score.run.evaluate"]._features(run)
+    seen = function(run.data.test[range(4)].x, "here").x
+    if features == "pixels":
+        assert torch.equal(seen, run.data.test[range(4)].x.flatten(1).double())
+    else:
+        assert 0 < float(seen.abs().max()) < 30  # not those of values in the thousands
+
+
 # Reports
 
 STRANGE = {
@@ -296,6 +317,7 @@ def test_a_report_can_always_be_drawn(run, what):
     (run.workdir / "plots/loss.png").write_bytes(b"")
     page = write_run_report(run, redraw=False).read_text()
     assert page.count("Likelihood of the test data") >= 1 and "</html>" in page
+    assert "Data and curves" in page and page.count("data:image/png") in (2, 3)  # the data and the loss by noise
     if what in ("not json", "a list", "empty", "bytes"):
         assert page.count("cannot be shown") >= 3
 
@@ -326,7 +348,7 @@ def test_a_picture_that_fails_costs_no_numbers(cli, run, monkeypatch):
         raise MemoryError("no room")
 
     monkeypatch.setattr(sys.modules["sde_score.run.sample"], "save_picture_of", broken)
-    monkeypatch.setattr("sde_score.visual.images.film_strip", broken)
+    monkeypatch.setattr("sde_score.visual.movies.film_strip", broken)
     answer = cli("sample", f"--workdir={run.workdir}", "--num=2", "--tag=mine", "--json")
     files = answer.json["files"]
     assert Path(files["npz"]).is_file() and Path(files["json"]).is_file() and "png" not in files

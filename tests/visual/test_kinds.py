@@ -105,6 +105,17 @@ def test_the_time_stands_above_each_frame(tmp_path):
         save_movie(tmp_path / "a.avi", way)
 
 
+def test_points_of_the_plane_move_as_points(tmp_path):
+    x = normal(200, 2) * torch.tensor([1, 100])
+    with Image.open(save_movie(tmp_path / "a.gif", torch.stack([x * 10, x]), times=[1.0, 0.0])) as movie:
+        assert movie.n_frames == 2
+        inked = []
+        for k in range(2):
+            movie.seek(k)
+            inked.append((np.asarray(movie.convert("L"))[40:-30] < 200).sum())
+    assert 0 < inked[0] < inked[1] / 5  # most of the noise lies outside the extent of the samples
+
+
 # Vectors
 
 
