@@ -98,7 +98,7 @@ KEYS: dict[str, Key] = {
     ),
     "data.frames": Key(str, "of a file that holds several images", _one_of("first", "all")),
     "data.layout": Key(str, "order of an array's axes, such as NHWC"),
-    "data.levels": Key(int, "how many grey levels an array of whole numbers has", _between(2, 2**16)),
+    "data.levels": Key(int, "how many grey levels whole numbers have: an array's, or deep images'", _between(2, 2**16)),
     "data.columns": Key((), "of a table, by name, or of vectors, by number, those that are kept; (): all"),
     "data.download": Key(bool, "whether a missing data set may be fetched"),
     "data.centered": Key(True, "images scaled to [-1, 1]; False: [0, 1]"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,17 @@ def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
 def rows(x: Tensor) -> Tensor:
     """Each sample as one row: `(B, *) -> (B, D)`, also for an empty batch."""
     return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, real tensors whose type nobody says are of `dtype`: for networks, which say none for their weights."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

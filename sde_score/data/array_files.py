@@ -157,7 +157,8 @@ def _pick(
         if known is not None and known != data:
             picked["y" + ending] = known
     if "x" not in picked:
-        raise ValueError(f"{str(path)!r} holds {', '.join(arrays) or 'nothing'}: name the data x, or x_train and x_test.")
+        held = ", ".join(arrays) or "nothing"
+        raise ValueError(f"{str(path)!r} holds {held}: name the data x, or x_train and x_test.")
     more: dict[str, dict[str, str]] = {}
     for name in cond:
         for part in PARTS:

@@ -137,8 +137,8 @@ def _count_levels(rows: Rows, levels: int | None, what: str) -> int | None:
         count = max(2, high + 1)
         grey = f" If they are grey levels, say how many: levels={count}, for a file --config.data.levels={count}."
         raise ValueError(
-            f"{what} holds whole numbers from {low} to {high} ({kind}).{grey if 0 <= low and high < 256 else ''} If they "
-            "are measurements, convert them: x.astype('float32')."
+            f"{what} holds whole numbers from {low} to {high} ({kind}).{grey if 0 <= low and high < 256 else ''} If "
+            "they are measurements, convert them: x.astype('float32')."
         )
     if low < 0 or high >= levels or not 2 <= levels <= 256:
         raise ValueError(

@@ -248,7 +248,8 @@ def _why_constant(split: Split, mean: Tensor, where: Sequence[int], columns: Seq
     names = [repr(columns[k]) if columns is not None else str(k) for k in where[:8]]
     each = ", ".join(f"{name} (always {float(mean[k].mean()):.8g})" for name, k in zip(names, where))
     said = f"{split.name}: the {'column' if vector else 'channel'}{'s' * (len(where) > 1)} {each}"
-    said += f"{' and others' * (len(where) > 8)} {'is' if len(where) == 1 else 'are'} constant, so the data have no density there."
+    said += f"{' and others' * (len(where) > 8)} {'is' if len(where) == 1 else 'are'} constant"
+    said += ", so the data have no density there."
     if len(where) == n:
         return f"{said} Nothing else is left."
     if not vector:
@@ -326,8 +327,8 @@ def _from_path(text: str, **context: Any) -> DataSplits:
     known = (*ARCHIVES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES)
     if path.exists() and not path.is_dir() and not path.name.lower().endswith(known):
         raise ValueError(
-            f"Cannot read {str(path)!r} as a data set. Give a folder, a .zip or a .tar of images, a .npy or .npz array, "
-            "or a .csv, .tsv or .parquet table."
+            f"Cannot read {str(path)!r} as a data set. Give a folder, a .zip or a .tar of images, a .npy or .npz "
+            "array, or a .csv, .tsv or .parquet table."
         )
     # The path goes in as a value: no character in it can be mistaken for spec syntax.
     return DATASETS.build(_reader(path), str(path), **context)
@@ -371,7 +372,7 @@ def load_dataset(
         on_error: `"raise"` or `"skip"`: what to do about a broken image, or a sample that is not finite.
         frames: `"first"` or `"all"`: what to take of a file that holds several images.
         layout: order of an array's axes, for example `"NHWC"`.
-        levels: how many grey levels an array of whole numbers has.
+        levels: how many grey levels an array of whole numbers has, or images of more than 8 bits.
         columns: the columns of a table, or the numbers of vectors, that are kept: by name, or by number from 0.
         max_pixels: images of more pixels than these are refused before they are decoded; default 2^26.
         memory_gb: how much decoded data may be kept in memory.

@@ -167,8 +167,8 @@ class Scaler(Codec):
                 raise ValueError("`Scaler(log=..., logit=...)` take either of the two of a number, not both.")
         elif self.mean.ne(0).any() or self.std.ne(1).any() or self.bends:
             raise ValueError(
-                "`Scaler(mean=..., std=..., log=..., logit=...)` are for continuous data; data with levels are scaled by "
-                "`centered`."
+                "`Scaler(mean=..., std=..., log=..., logit=...)` are for continuous data; data with levels are scaled "
+                "by `centered`."
             )
 
     @classmethod
@@ -227,7 +227,8 @@ class Scaler(Codec):
                 f"Take it out of --config.data.codec=\"scaler({kind}=...)\", or mend the data."
             )
         one = torch.ones((), dtype=v.dtype, device=v.device)  # of what stays as it is, no logarithm is taken
-        return torch.where(log, torch.where(log, v, one).log(), torch.where(logit, torch.where(logit, v, one / 2).logit(), v))
+        bent = torch.where(logit, torch.where(logit, v, one / 2).logit(), v)
+        return torch.where(log, torch.where(log, v, one).log(), bent)
 
     def _unbend(self, w: Tensor) -> Tensor:
         """w -> v."""
@@ -235,7 +236,8 @@ class Scaler(Codec):
             return w
         log, logit = self.log.to(w.device), self.logit.to(w.device)
         zero = torch.zeros((), dtype=w.dtype, device=w.device)
-        return torch.where(log, torch.where(log, w, zero).exp(), torch.where(logit, torch.where(logit, w, zero).sigmoid(), w))
+        straight = torch.where(logit, torch.where(logit, w, zero).sigmoid(), w)
+        return torch.where(log, torch.where(log, w, zero).exp(), straight)
 
     def _check(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.shape:
@@ -274,7 +276,7 @@ class Scaler(Codec):
         precise = _precise(z)
         shift, scale = self._affine(precise)
         w = precise * scale + shift
-        log, logit = self.log.to(w.device), self.logit.to(w.device)
+        log, logit = self.log.to(w), self.logit.to(w)
         bend = -log * w - logit * (nn.functional.logsigmoid(w) + nn.functional.logsigmoid(-w))
         return whole + sum_except_batch(bend).to(z.dtype)
 

@@ -154,7 +154,7 @@ def _text_labels(values: np.ndarray, n: int, what: str) -> Tensor | list[str]:
         if isinstance(text, float) and text.is_integer():
             text = int(text)
         if not isinstance(text, (str, int)) or text == "":
-            raise ValueError(f"{what} are missing or unreadable at row {row}: {value!r}. Name them, or drop those rows.")
+            raise ValueError(f"{what} are missing at row {row}: {value!r}. Name them, or drop those rows.")
         found.append(str(text))
     return found
 

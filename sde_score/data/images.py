@@ -83,8 +83,8 @@ def _is_grey(surveys: Sequence[Survey]) -> bool:
             return files.opened(name, lambda im, _: all(map(is_grey, files.frames(im, [number]))))
 
         unseen = [item for item, look in zip(found.items, found.looks) if look.grey is None]
-        for start in range(0, len(unseen), 64):
-            if False in on_threads(one, unseen[start : start + 64]):  # broken ones are met when they are read
+        for start in range(0, len(unseen), 16):
+            if False in on_threads(one, unseen[start : start + 16]):  # broken ones are met when they are read
                 return False
     return True
 
@@ -288,6 +288,10 @@ def folder(
     surveys = [survey(Files.at(p, max_pixels, memory_gb), frames, levels) for p in (path, test_path) if p is not None]
     for found in surveys:
         refuse_or_say(found.broken, len(found.files.source.names), on_error, found.files.source.path)
+    if levels is not None and not any(look.deep for found in surveys for look in found.looks):
+        raise ValueError(
+            f"`folder(levels={levels})` is for images of more than 8 bits, and {str(path)!r} holds none. Leave it out."
+        )
     if frames == "first":
         say_frames(surveys)
     size, undeclared = _decide_size(surveys, image_size), _undeclared(surveys)

@@ -116,7 +116,8 @@ class Condition:
     def _of_labels(cls, labels: Sequence[int | str]) -> Condition:
         """The classes that occur among `labels`: integers in their order, text in that of its letters."""
         found = sorted(set(labels))
-        return cls("class", num=len(found), names=None if found == [*range(len(found))] else tuple(map(str, found)))
+        counted = found == [*range(len(found))] and not isinstance(found[0], bool)
+        return cls("class", num=len(found), names=None if counted else tuple(map(str, found)))
 
     def numbers(self, labels: Sequence[int | str] | Tensor) -> Tensor:
         """The numbers `(N,)` of classes, int64, by the user's own labels: `"64"` or 64, `"cat"`; where names are words,

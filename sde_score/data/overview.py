@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -158,7 +159,8 @@ class Overview:
         if part:
             lines.append(f"looked at, evenly spaced: {', '.join(f'{n} of {name}' for name, n in part.items())}")
         for label, (low, mean, high) in list(self.ranges.items())[:12]:
-            lines.append(f"{label}: {low:.6g} to {high:.6g}, mean {mean:.6g}")
+            d = _digits(low, high)
+            lines.append(f"{label}: {low:.{d}g} to {high:.{d}g}, mean {mean:.{d}g}")
         if len(self.ranges) > 12:
             lines.append(f"and {len(self.ranges) - 12} more columns or channels")
         if self.classes is not None:
@@ -174,6 +176,13 @@ class Overview:
         for found in self.files:
             lines += _file_lines(found)
         return lines
+
+
+def _digits(low: float, high: float) -> int:
+    """So many significant digits tell a thousandth of the range."""
+    if not high > low:
+        return 6
+    return min(17, max(6, 4 + math.ceil(math.log10(max(abs(low), abs(high)) / (high - low)))))
 
 
 def _few(things: Sequence[str], most: int) -> str:

@@ -6,7 +6,6 @@ of the decoded picture. Colour profiles (ICC) and gamma are not applied: the num
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 _ORIENTATION = 0x0112
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG may keep it
 
 
 # --- depth
@@ -55,7 +55,7 @@ def _eight_bits(values: np.ndarray, white: int) -> np.ndarray:
     if low < 0 or high > white:
         raise ValueError(
             f"holds numbers from {low} to {high}, where black is 0 and white is {white}. Say how many levels there "
-            "are: folder(path=..., levels=...); or save such data as a .npy array and use `array(path=...)`"
+            f"are: {_flag(1 << max(high, 1).bit_length())}; or save such data as a .npy array"
         )
     return ((values * 255 + white // 2) // white).astype(np.uint8)
 
@@ -71,9 +71,13 @@ def levels_of(top: int, name: str) -> int:
         return 2**16
     raise ValueError(
         f"{name} holds integers up to {top}, and the file does not say which number is white. Say how many levels "
-        f"there are: --config.data.name=\"folder(path='...', levels={1 << top.bit_length()})\"; or save such data "
-        "as a .npy array."
+        f"there are: {_flag(1 << top.bit_length())}; or save such data as a .npy array."
     )
+
+
+def _flag(levels: int) -> str:
+    """Where a number of levels is said; the configuration's key is one of arrays too, which have at most 65536."""
+    return f"--config.data.levels={levels}" if levels <= 2**16 else f"folder(path=..., levels={levels})"
 
 
 # --- transparency
@@ -153,16 +157,18 @@ def decode(image: Image, levels: int | None = None, undeclared: int | None = Non
     Raises `ValueError` for floating-point and negative numbers, for L*a*b*, and where nothing tells which number is
     white.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     key, alpha = _transparent_value(image), _fourth_bytes(image)
     image.load()  # only now are size, mode and orientation what they are: decoders may change all three
     tags = getattr(image, "tag_v2", {})
     if image.mode == "F" or (image.mode == "L" and tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED):
         kind = "floating-point" if image.mode == "F" else "signed"
-        raise ValueError(f"holds {kind} values; save such data as a .npy array and use `array(path=...)`")
+        raise ValueError(f"holds {kind} values; save such data as a .npy array")
     if image.mode == "LAB":
         raise ValueError("holds L*a*b* colours of an unknown white. Convert it to RGB")
+    if image.mode in ("L", "RGB") and key is None and alpha is None:
+        return _upright(image, image)
     if _is_deep(image):
         stored = _integers(image)
         white = levels - 1 if levels else _white(image)
@@ -177,8 +183,16 @@ def decode(image: Image, levels: int | None = None, undeclared: int | None = Non
         alpha = alpha if declared is None else declared
     if alpha is not None:
         values = _on_white(values, alpha, premultiplied=image.mode in ("La", "RGBa"))
-    plain = Image.fromarray(np.ascontiguousarray(values))
-    plain.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+    return _upright(Image.fromarray(np.ascontiguousarray(values)), image)
+
+
+def _upright(plain: Image, image: Image) -> Image:
+    """`plain` turned as the picture `image`, from which it was made, is to be."""
+    from PIL import ImageOps
+
+    if (orientation := image.getexif().get(_ORIENTATION, 1)) == 1:
+        return plain
+    plain.getexif()[_ORIENTATION] = orientation
     return ImageOps.exif_transpose(plain)
 
 
@@ -231,11 +245,13 @@ class Look:
     Attributes:
         size: (height, width), upright.
         grey: whether it is grey by its values; `None` where it has not been decoded to see.
-        top: the largest number, where the file does not say which one is white; else `None`.
+        deep: whether it holds integers of more than 8 bits.
+        top: the largest of them, where the file does not say which number is white; else `None`.
     """
 
     size: tuple[int, int]
     grey: bool | None
+    deep: bool = False
     top: int | None = None
 
 
@@ -246,7 +262,7 @@ def look(image: Image, data: bytes, levels: int | None = None) -> Look:
     counts; a TIFF's decoder may turn the picture or not), and the numbers tell nothing more.
     """
     early = image.format in ("JPEG", "WEBP", "BMP", "DIB", "GIF", "PPM")
-    early = early or image.format == "PNG" and re.search(rb"exif|xmp", data, re.IGNORECASE) is None
+    early = early or image.format == "PNG" and not any(sign in data for sign in _PNG_ORIENTATION)
     if early and image.mode != "F" and not _is_deep(image):
         width, height = image.size
         # asked for EXIF that it has not shown, a PNG would decode itself
@@ -254,4 +270,5 @@ def look(image: Image, data: bytes, levels: int | None = None) -> Look:
         return Look((width, height) if turned else (height, width), True if image.mode in ("1", "L", "LA") else None)
     unknown = _is_deep(image) and levels is None and _white(image) is None
     plain = decode(image, levels, 2**32 if unknown else None)
-    return Look(plain.size[::-1], is_grey(image), int(_integers(image).max()) if unknown else None)
+    top = int(_integers(image).max()) if unknown else None
+    return Look(plain.size[::-1], is_grey(image), _is_deep(image), top)

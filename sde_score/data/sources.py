@@ -141,6 +141,17 @@ def _relative(name: str) -> str:
     return "/".join(part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", ".."))
 
 
+def _say_links(path: Path, names: Iterable[str]) -> None:
+    """Links in archives: where they lead to may be anywhere, so that they are not followed."""
+    links = sorted(name for name in names if name.lower().endswith(SUFFIXES) and not _is_hidden(name))
+    if links:
+        warnings.warn(
+            f"{len(links)} link(s) in {str(path)!r} are left out: {', '.join(links[:4])}{' ...' if links[4:] else ''}. "
+            "If they lead to images, pack it anew with these in place of the links.",
+            stacklevel=6,
+        )
+
+
 def _unpacked(members: dict[str, M]) -> dict[str, M]:
     """Members by their names below the folder that was packed, if it was one: as if it were read itself."""
     tops = {name.partition("/")[0] for name in members if not _is_hidden(name)}
@@ -158,8 +169,11 @@ class Zip(Source):
             self.archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
             raise ValueError(f"Cannot open {str(path)!r} as a zip archive: {error}. Is the file complete?") from error
-        files = [name for name in self.archive.namelist() if name[-1:] not in "/\\"]
-        self.members = _unpacked({_relative(name): name for name in files})
+        files = [file for file in self.archive.infolist() if file.filename[-1:] not in "/\\"]
+        links = {file.filename for file in files if stat.S_ISLNK(file.external_attr >> 16)}
+        _say_links(path, links)
+        found = {_relative(file.filename): file.filename for file in files if file.filename not in links}
+        self.members = _unpacked(found)
         self._sort(self.members)
         self.lock = threading.Lock()
 
@@ -184,23 +198,29 @@ class Tar(Source):
             packed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
         try:
             with tarfile.open(path) as archive:
-                members = _unpacked(self._members(archive))
+                found, links = self._members(archive)
+                members = _unpacked(found)
                 self._sort(members)
                 self.members = {name: members[name] for name in self.names}
                 self.kept = self._keep(archive, limit, memory) if packed else {}
         except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             reason = str(error).partition(":\n")[0]
             raise ValueError(f"Cannot open {str(path)!r} as a tar archive: {reason}. Is the file complete?") from error
+        _say_links(path, links)
 
     @staticmethod
-    def _members(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
-        """The regular files by name; of two of one name the later. A hard link is the file that it names once more."""
+    def _members(archive: tarfile.TarFile) -> tuple[dict[str, tarfile.TarInfo], list[str]]:
+        """The regular files by name, of two of one name the later, and the names of the links that lead to none of
+        them. A hard link is the file that it names once more."""
         found: dict[str, tarfile.TarInfo] = {}
+        links: list[str] = []
         for member in archive:
             if member.isreg():
                 found[_relative(member.name)] = member
             elif member.islnk() and (target := found.get(_relative(member.linkname))) is not None:
                 found[_relative(member.name)] = target
+            elif member.issym() or member.islnk():
+                links.append(_relative(member.name))
         # tarfile says nothing where the archive is cut between two files, or goes on after its end
         file = archive.fileobj
         file.seek(archive.offset)
@@ -210,7 +230,7 @@ class Tar(Source):
         while rest := file.read(2**20):  # to the end, where a compressed one has its checksum
             if rest.strip(b"\0"):
                 raise tarfile.ReadError("something follows its end; unpack it and give the folder")
-        return found
+        return found, links
 
     def _keep(self, archive: tarfile.TarFile, limit: int, memory: float) -> dict[int, bytes]:
         """The files by their places in the archive."""

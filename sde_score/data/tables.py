@@ -67,9 +67,9 @@ class Table:
             rest = tuple(name for name in chosen if name not in text)
             example = next((str(value) for value in self.columns[text[0]] if value is not None), "")
             raise ValueError(
-                f"The column{'s' * (len(text) > 1)} {', '.join(map(repr, text))} hold text, such as {example!r}. Keep "
-                f'the others, --config.data.columns="{rest!r}", or let one be the label of each row: call it \'label\', '
-                f"or say label={text[0]!r} (in a data frame drop it, and give it as y)."
+                f"The column{'s' * (len(text) > 1)} {', '.join(map(repr, text))} hold text, such as {example!r}. "
+                f'Keep the others, --config.data.columns="{rest!r}", or let one be the label of each row: call it '
+                f"'label', or say label={text[0]!r} (in a data frame drop it, and give it as y)."
             )
         if not chosen:
             raise ValueError(f"No column of numbers is left among {', '.join(self.names) or 'none'}.")
@@ -86,7 +86,8 @@ class Table:
         name = next(name for name in chosen if lacking[name][row])
         cell = self.unread.get(name, (row, ""))
         found = f"{cell[1]!r} is no number" if cell[0] == row and cell[1].strip().lower() not in MISSING else "missing"
-        said = f"{what}: {int(bad.sum())} of {len(bad)} rows lack a value, first {self.place(row)}, column {name!r}: {found}."
+        said = f"{what}: {int(bad.sum())} of {len(bad)} rows lack a value, first {self.place(row)}, column {name!r}:"
+        said = f"{said} {found}."
         if not skip:
             raise ValueError(
                 f"{said} Fill it in, leave such rows out with --config.data.on_error=skip, or leave the column out "
@@ -146,7 +147,7 @@ def _plain_column(column: Any, what: str) -> np.ndarray:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or bool(value != value)
 
 
 # --- files of text
@@ -181,7 +182,7 @@ def _number(cell: str, comma: bool) -> float | None:
 
 
 def read_text(path: Path, delimiter: str | None = None, *, skip: bool = False) -> Table:
-    """A table of text: a line for each row, its cells between delimiters (one of comma, semicolon, tab and bar, found by
+    """A table of text: a line for each row, its cells between delimiters (comma, semicolon, tab or bar, found by
     itself), in quotes where need be. The first line names the columns, unless it holds numbers only.
 
     UTF-8 or UTF-16, with or without a mark; decimal points, or decimal commas where semicolons divide. A first column
@@ -192,7 +193,8 @@ def read_text(path: Path, delimiter: str | None = None, *, skip: bool = False) -
             first = list(islice(file, 200))
             divide = delimiter or _sniff(first if len(first) < 200 else first[:-1])
             reader = csv.reader(chain(first, file), delimiter=divide, skipinitialspace=True, strict=False)
-            return _table(((reader.line_num, row) for row in reader if any(cell.strip() for cell in row)), divide, path, skip)
+            rows = ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
+            return _table(rows, divide, path, skip)
         except UnicodeDecodeError as error:
             raise ValueError(f"{str(path)!r} is not text in UTF-8 ({error.reason}): save it as UTF-8.") from None
         except csv.Error as error:

@@ -85,7 +85,7 @@ class MixtureLaw(Law):
             raise ValueError(f"`MixtureLaw(means=...)` has shape (K, D); got {tuple(self.means.shape)}.")
         K = len(self.means)
         self.stds = torch.as_tensor(stds, dtype=torch.float64).expand(K)
-        weights = torch.ones(K) if weights is None else torch.as_tensor(weights)
+        weights = torch.as_tensor([1.0] * K if weights is None else weights, dtype=torch.float64)
         if weights.shape != (K,) or not (weights > 0).all() or not (self.stds > 0).all():
             raise ValueError("`MixtureLaw(weights=..., stds=...)` must be positive, one for each component.")
         self.weights = weights.double() / weights.double().sum()
@@ -94,9 +94,9 @@ class MixtureLaw(Law):
         self.dim = self.means.shape[1]
 
     def sample_labelled(self, n: int, noise: NoiseFn) -> tuple[Tensor, Tensor]:
-        u = draw_uniform(noise, torch.empty(n, 1))[:, 0].double()
+        u = draw_uniform(noise, torch.empty(n, 1, dtype=torch.float32))[:, 0].double()
         k = torch.searchsorted(self.weights.cumsum(0), u, right=True).clamp_max(len(self.means) - 1)
-        x = self.means[k] + self.stds[k, None] * noise(torch.empty(n, self.dim)).double()
+        x = self.means[k] + self.stds[k, None] * noise(torch.empty(n, self.dim, dtype=torch.float32)).double()
         return x.float(), self.labels[k]
 
     def _components(self, x: Tensor, mean_coeff: float | Tensor, std: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,12 +140,12 @@ class Checkerboard(Law):
         self.num_classes = len(self.dark)
 
     def sample_labelled(self, n: int, noise: NoiseFn) -> tuple[Tensor, Tensor]:
-        u = draw_uniform(noise, torch.empty(n, 3))
+        u = draw_uniform(noise, torch.empty(n, 3, dtype=torch.float32))
         k = (u[:, 0] * len(self.dark)).long().clamp_max(len(self.dark) - 1)
         side = self.width / self.squares
         x = self.edges[self.dark[k]] + side * u[:, 1:].double()
         if self.blur:
-            x = x + self.blur * noise(torch.empty(n, 2)).double()
+            x = x + self.blur * noise(torch.empty(n, 2, dtype=torch.float32)).double()
         return x.float(), k
 
     def _bounds(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_score.metrics.base import FEATURES, extract, to_unit
+from sde_score.tensors import default_dtype
 
 
 @FEATURES.register("classifier")
@@ -48,11 +49,11 @@ class SmallClassifier(nn.Module):
         self.epochs, self.max_steps, self.batch_size, self.lr = epochs, max_steps, batch_size, lr
         self.body: nn.Module | None = None
         self.head: nn.Module | None = None
-        self.register_buffer("centre", torch.tensor(0.0))
-        self.register_buffer("spread", torch.tensor(1.0))
+        self.register_buffer("centre", torch.tensor(0.0, dtype=torch.float32))
+        self.register_buffer("spread", torch.tensor(1.0, dtype=torch.float32))
         # Each feature is brought to mean 0 and deviation 1 over the training data, so that distances have a scale.
-        self.register_buffer("feature_mean", torch.zeros(hidden))
-        self.register_buffer("feature_std", torch.ones(hidden))
+        self.register_buffer("feature_mean", torch.zeros(hidden, dtype=torch.float32))
+        self.register_buffer("feature_std", torch.ones(hidden, dtype=torch.float32))
 
     def _build(self, shape: torch.Size, num_classes: int) -> None:
         rank = len(shape) - 1
@@ -91,7 +92,8 @@ class SmallClassifier(nn.Module):
         self.centre, self.spread = images.mean(), images.std(unbiased=False).clamp(min=1e-6)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(self.seed)
-            self._build(images.shape[1:], int(labels.max()) + 1)
+            with default_dtype(torch.float32):
+                self._build(images.shape[1:], int(labels.max()) + 1)
             self._train(images, labels)
         self.eval()
         with torch.no_grad():

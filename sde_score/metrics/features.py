@@ -46,10 +46,11 @@ class RandomConv(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         layers, n_in = [], channels
         for i in range(depth):
-            layer = conv(n_in, width * 2**i, 3, padding=1, padding_mode="replicate")
+            layer = conv(n_in, width * 2**i, 3, padding=1, padding_mode="replicate", dtype=torch.float32)
             fan_in = layer.weight[0].numel()
             with torch.no_grad():
-                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * math.sqrt(2 / fan_in))
+                drawn = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float32)
+                layer.weight.copy_(drawn * math.sqrt(2 / fan_in))
                 layer.bias.zero_()
             layers.append(layer.requires_grad_(False))
             n_in = width * 2**i

@@ -41,8 +41,15 @@ class GaussianStats:
         return cls(mean, cov, len(f), f.feature, f.fingerprint, f.source)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write reference statistics as ``.npz``, whole or not at all."""
+        """Write reference statistics as ``.npz``, whole or not at all.
+
+        Raises:
+            ValueError: another suffix.
+        """
         import numpy as np
+
+        if Path(path).suffix.lower() != ".npz":
+            raise ValueError(f"Reference statistics are written as .npz; got {os.fspath(path)!r}.")
 
         buffer = io.BytesIO()
         np.savez(

@@ -211,7 +211,7 @@ class _Resampler(nn.Module):
         self.kernel = kernel.flip(0, 1) if self.flip else kernel
         self.matrix = None
         if self.size is not None and self.size**4 <= 4 * LARGEST_MATRIX:
-            pixels = torch.eye(self.size**2, device=device).view(-1, 1, self.size, self.size)
+            pixels = torch.eye(self.size**2, dtype=torch.float32, device=device).view(-1, 1, self.size, self.size)
             matrix = self.convolve(pixels).flatten(1)
             self.matrix = matrix.to(dtype) if matrix.numel() <= LARGEST_MATRIX else None
         self.kernel = self.kernel.to(dtype)

@@ -284,7 +284,7 @@ def _measure(config: ConfigDict, data: DataSplits, device: torch.device) -> tupl
             _wait(device)
             times.append(time.monotonic() - began)
         began = time.monotonic()
-        model.score_fn(**cond)(x0, torch.full((len(x0),), 0.5 * sde.T, device=device))
+        model.score_fn(**cond)(x0, torch.full((len(x0),), 0.5 * sde.T, dtype=x0.dtype, device=device))
         _wait(device)
         return min(times[1:]), time.monotonic() - began
     finally:

@@ -20,6 +20,7 @@ from sde_score.registry import SettingError, parse_spec, suggest
 from sde_score.sampling import SAMPLERS, Sampler, make_sampler
 from sde_score.sdes import SDE, SDES
 from sde_score.solvers import SOLVERS
+from sde_score.tensors import default_dtype
 from sde_score.training import make_optimizer
 
 # keys of section `data` that go to whoever loads it
@@ -119,9 +120,10 @@ def build_model(
         context["num_classes"] = info.num_classes
     sde = sde if sde is not None else build_sde(config)
     with naming("config.model"):
-        network = MODELS.build(config.model.name, **context)
-        _check_listens(network, told)
-        return ScoreModel(network, sde, config.model.parameterization)
+        with default_dtype(torch.float32):  # what everything here is computed in, whatever the user has chosen
+            network = MODELS.build(config.model.name, **context)
+            _check_listens(network, told)
+            return ScoreModel(network, sde, config.model.parameterization)
 
 
 def _check_listens(network: nn.Module, told: tuple[str, ...]) -> None:
@@ -139,7 +141,7 @@ def _check_listens(network: nn.Module, told: tuple[str, ...]) -> None:
 def noise_measure(sde: SDE) -> Callable[[Tensor], Tensor] | None:
     """`sde.log_snr` where the SDE has one, None otherwise: by what validation losses are sorted."""
     try:
-        sde.log_snr(torch.full((1,), sde.T))
+        sde.log_snr(torch.full((1,), sde.T, dtype=torch.float32))
     except NotImplementedError:
         return None
     return sde.log_snr

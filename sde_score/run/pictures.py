@@ -18,7 +18,7 @@ ENOUGH = 1000  # points of a law that can be compared by eye; the training data 
 
 def in_units(info: DataInfo, x: Tensor) -> Tensor:
     """Stored data in data units: grey levels between 0 and 1, others as they are."""
-    return x if info.levels is None else x / (info.levels - 1)
+    return x if info.levels is None else x.float() / (info.levels - 1)
 
 
 def shown_range(info: DataInfo, x: Tensor) -> tuple[float, float]:

@@ -182,10 +182,10 @@ def _states(run: RunFacts, x: Points) -> Tensor:
     """States of the process given in the units of the data (images: the unit cube, and beyond it), in float."""
     x = x if isinstance(x, Tensor) else torch.as_tensor(x)
     if run.info.levels is not None and not x.is_floating_point():
-        x = stored(run, x) / (run.info.levels - 1)
+        x = stored(run, x).float() / (run.info.levels - 1)
     if tuple(x.shape[1:]) != run.info.shape:
         stored(run, x)  # says what is wrong with the shape
-    return x.to(run.device, torch.get_default_dtype() if not x.is_floating_point() else x.dtype)
+    return x.to(run.device, torch.float32 if not x.is_floating_point() else x.dtype)
 
 
 def _to_model(run: RunFacts, x: Tensor) -> Tensor:

@@ -80,7 +80,8 @@ def _plane_plots(run: RunFacts, folder: Path) -> dict[str, Path]:
     known = run.codec.log_det(encoded(plane(extent, 2))) is not None
     grid = model_density(plane(extent, PLANE)).reshape(PLANE, PLANE) if known else None
     law = run.data.law
-    level = torch.tensor(run.sde.low_noise_time())  # where the score is that of a slightly blurred density
+    # where the score is that of a slightly blurred density
+    level = torch.tensor(run.sde.low_noise_time(), dtype=torch.float32)
 
     def model_score(x):
         with torch.no_grad():

@@ -53,7 +53,7 @@ class Snapshots:
         writers: Sequence[MetricsWriter] = (),
     ) -> None:
         self.run, self.num, self.seed, self.say, self.writers = run, num, seed, say, writers
-        self.spent = 0.0
+        self.spent, self.price = 0.0, 0.0  # seconds so far, and of one sample where they are known
         self.told: set[str] = set()
 
     def __call__(self, state: TrainState) -> None:
@@ -73,19 +73,20 @@ class Snapshots:
 
     def _affordable(self, run: RunFacts, budget: float) -> Samples | None:
         """As many of the samples as `budget` seconds allow; `None` where that is none worth a picture."""
-        num = self.num
-        for _ in range(2):
+        for _ in range(2):  # the second time the price is known
+            num = min(self.num, int(max(budget, 0.0) / self.price)) if self.price else self.num
+            if num < min(FEWEST, self.num):
+                break
+            if num < self.num:
+                self._say_once(
+                    "fewer",
+                    f"{self.num} samples would take {self.price * self.num:.0f} s, grids more than a tenth of the "
+                    f"training time: this one holds {num}. Fewer or none: config.training.snapshot_samples.",
+                )
             try:
                 return self._draw(run, num, budget)
             except _TooLong as found:
-                num = min(num - 1, int(num * max(budget, 0.0) / found.seconds))
-                if num < min(FEWEST, self.num):
-                    break
-                self._say_once(
-                    "fewer",
-                    f"{self.num} samples would take {found.seconds:.0f} s, grids more than a tenth of the training "
-                    f"time: this one holds {num}. Fewer or none: config.training.snapshot_samples.",
-                )
+                self.price = found.seconds / num
         self._say_once(
             "none",
             f"No sample grid at step {run.step}: grids would take more than a tenth of the training time. "

@@ -22,7 +22,8 @@ class SMLDChain(Chain):
 
     def __init__(self, sde: SDE, n: int) -> None:
         super().__init__(sde, n)
-        self.sigmas = torch.exp(torch.linspace(math.log(sde.sigma_min), math.log(sde.sigma_max), n))
+        low, high = math.log(sde.sigma_min), math.log(sde.sigma_max)
+        self.sigmas = torch.exp(torch.linspace(low, high, n, dtype=torch.float32))
 
     def _pair(self, t: Tensor) -> tuple[Tensor, Tensor]:
         index = self.index(t)
@@ -57,7 +58,7 @@ class DDPMChain(Chain):
                 f"The DDPM chain needs more than beta_max = {sde.beta_max:g} steps (1 − beta_i must be positive); got "
                 f"n={n}."
             )
-        self.betas = torch.linspace(sde.beta_min / n, sde.beta_max / n, n)
+        self.betas = torch.linspace(sde.beta_min / n, sde.beta_max / n, n, dtype=torch.float32)
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
 

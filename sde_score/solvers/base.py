@@ -221,7 +221,7 @@ def solve_ode(
     t0, t1 = float(t0), float(t1)
     if t0 == t1 or len(x) == 0:
         zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        return ODEResult(x, torch.full((len(x),), t1, device=x.device), zeros, zeros, zeros, zeros, 0)
+        return ODEResult(x, torch.full((len(x),), t1, dtype=x.dtype, device=x.device), zeros, zeros, zeros, zeros, 0)
     if project is not None and not solver.common_steps:
         raise ValueError(
             f"{type(solver).__name__} gives each sample steps of its own, so nothing can be applied between them; "

@@ -259,7 +259,7 @@ class Trainer:
         Sums add up whatever the parts and shares are; `scale_gradients` divides once, by the size of the global batch.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         parts = share.cut(self.settings.micro_batches)
         for i, part in enumerate(parts):
             with distributed.no_sync(parallel) if i + 1 < len(parts) else nullcontext():

@@ -276,7 +276,7 @@ def with_bar(picture: np.ndarray, range: Range | None, *, shades: bool = True) -
     canvas = Image.new("RGB", (width, picture.shape[0] + 2 * size), "white")
     canvas.paste(Image.fromarray(picture), (0, 0))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
-    low, high = (format_number(float(v)).replace("-", "\N{MINUS SIGN}") for v in range)
+    low, high = (format_number(float(v)) for v in range)  # Pillow's own font has no minus sign, but a hyphen
     middle = picture.shape[0] + size
     if not shades:
         draw.text((4, middle), f"vertical axis from {low} to {high}", fill=(70, 70, 70), font=font, anchor="lm")

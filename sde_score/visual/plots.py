@@ -248,8 +248,8 @@ def extent_of(*clouds: Points, margin: float = 0.15, square: bool = True) -> tup
 def plane(extent: Sequence[float], resolution: int) -> Tensor:
     """Points of a regular grid, ``(resolution^2, 2)`` float32, row by row from the bottom."""
     left, right, bottom, top = extent
-    u = torch.linspace(left, right, resolution)
-    v = torch.linspace(bottom, top, resolution)
+    u = torch.linspace(left, right, resolution, dtype=torch.float32)
+    v = torch.linspace(bottom, top, resolution, dtype=torch.float32)
     return torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1).reshape(-1, 2)
 
 
@@ -362,13 +362,17 @@ def plot_scatter(
     """Point clouds side by side on one scale, e.g. ``{"data": x, "samples": y}``; the first ``most`` points of each.
 
     A title tells how many points there are, and how many lie outside the picture or are not finite, so that no stray
-    sample is hidden. ``names`` are those of the two axes; each has a scale of its own where they are given.
+    sample is hidden. ``names`` are those of the two axes. Both have one scale, unless one is five times as wide.
     """
     points = {title: _as_points(x, title) for title, x in clouds.items()}
     if not points:
         raise ValueError("plot_scatter needs at least one cloud of points.")
     # The first cloud (the data) sets the scale: a few stray samples must not shrink it to a dot.
-    extent = extent_of(next(iter(points.values())), square=names is None) if extent is None else extent
+    if extent is None:
+        left, right, bottom, top = extent = extent_of(next(iter(points.values())), square=False)
+        if 0.2 < (right - left) / (top - bottom) < 5:
+            extent = extent_of(next(iter(points.values())))
+    one_scale = math.isclose(extent[1] - extent[0], extent[3] - extent[2])
     with figure_of(len(points), size=(3.6, 3.7), sharex=True, sharey=True) as (figure, axes):
         for ax, (title, x), colour in zip(axes[0], points.items(), [GREY, BLUE, ORANGE, GREEN, PURPLE] * len(points)):
             inside = (x >= [extent[0], extent[2]]).all(1) & (x <= [extent[1], extent[3]]).all(1)
@@ -376,6 +380,8 @@ def plot_scatter(
             ax.scatter(*shown.T, s=4, color=colour, alpha=0.45 if len(shown) > 500 else 0.8, linewidths=0)
             outside = len(x) - int(inside.sum())
             _plain(ax, extent, f"{title} ({len(x):,}{f', {outside:,} outside' if outside else ''})")
+            if not one_scale:
+                ax.set_aspect("auto")
             if names is not None:
-                ax.set(xlabel=names[0], ylabel=names[1], aspect="auto")
+                ax.set(xlabel=names[0], ylabel=names[1])
         return save_figure(figure, path)

@@ -2,11 +2,13 @@
 
 import io
 import os
+import stat
 import tarfile
 import warnings
 import zipfile
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -140,8 +142,20 @@ def test_names_in_a_tar_lead_nowhere(tmp_path):
         add(archive, "6.png", png_bytes(6))
         add(archive, "6.png", png_bytes(7))  # added later: this one counts
     before = sorted(tmp_path.rglob("*"))
-    assert all_values(quietly(str(path), holdout=0.5)) == [1, 1, 2, 7]
+    with pytest.warns(UserWarning, match=r"1 link\(s\) in .*set.tar' are left out: 3.png. If they lead"):
+        assert all_values(load_dataset(str(path), holdout=0.5)) == [1, 1, 2, 7]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_link_in_a_zip_is_said(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for k in range(2):
+            archive.writestr(f"{k}.png", png_bytes(k))
+        link = zipfile.ZipInfo("2.png")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "1.png")
+    with pytest.warns(UserWarning, match=r"1 link\(s\) in .*set.zip' are left out: 2.png"):
+        assert all_values(load_dataset(str(tmp_path / "set.zip"))) == [0, 1]
 
 
 @pytest.mark.parametrize("kind", ["w", "w:gz"])
@@ -317,6 +331,27 @@ def test_frames_are_said_once_and_taken_if_wanted(tmp_path, suffix, settings):
         load_dataset(str(tmp_path), frames="every")
 
 
+def test_frames_of_a_movie_are_what_it_shows(tmp_path):
+    """Each on top of the one before where it is clear, and on white where nothing was."""
+    first = np.array([[1, 3, 2], [3, 0, 3]], np.uint8)  # 3 is clear
+    second = np.array([[3, 3, 0], [1, 3, 3]], np.uint8)
+    colours = np.array([[10] * 3, [90, 0, 200], [160] * 3, [255, 0, 255]], np.uint8)
+    frames = []
+    for index in (first, second):
+        frame = Image.frombytes("P", (3, 2), index.tobytes())
+        frame.putpalette(colours.tobytes())
+        frames.append(frame)
+    settings = dict(save_all=True, append_images=frames[1:], transparency=3, disposal=1, optimize=False)
+    for name in "ab":
+        frames[0].save(tmp_path / f"{name}.gif", **settings)
+    shown = [np.where(index[..., None] == 3, np.uint8(255), colours[index]) for index in (first, second)]
+    shown[1] = np.where(second[..., None] == 3, shown[0], shown[1])
+    splits = quietly(str(tmp_path), frames="all", holdout=0.5)
+    found = torch.cat([part[range(len(part))].x for part in (splits.train, splits.test)]).permute(0, 2, 3, 1)
+    assert {x.contiguous().numpy().tobytes() for x in found} == {x.tobytes() for x in shown}
+
+
+@pytest.mark.skipif(int(PIL.__version__.partition(".")[0]) < 12, reason="Pillow turns all pages as the first")
 def test_pages_are_each_turned_and_smaller_versions_are_no_pages(tmp_path):
     lying, standing = np.arange(20, dtype=np.uint8).reshape(4, 5), np.arange(20, dtype=np.uint8).reshape(5, 4) + 100
     for name in "ab":

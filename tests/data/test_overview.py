@@ -84,6 +84,8 @@ def test_a_table_with_a_constant_column_and_equal_rows():
     assert found.ranges["column 0"] == (0, pytest.approx((x[:, 0].sum() + x[2:4, 0].sum()).item() / 12), 24)
     assert found.duplicates["train"].examples == (("train[2]", "train[9]"),)
     assert found.duplicates["test in train"].count == 2
+    days = 2.46e6 + torch.arange(10.0, dtype=torch.float64)[:, None]
+    assert "column 0: 2460000 to 2460009, mean 2460004.5" in overview(from_arrays(days)).lines()
     assert "the same in all training samples: column 1" in "\n".join(found.lines())
 
 

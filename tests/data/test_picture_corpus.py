@@ -13,12 +13,14 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image, ImageCms
 
 from sde_score.data import BrokenImage, load_dataset
 
+PILLOW = int(PIL.__version__.partition(".")[0])
 H, W = 6, 9
 Y, X = np.mgrid[0:H, 0:W]
 GREY = (20 + 23 * Y + 7 * X).astype(np.uint8)
@@ -221,7 +223,8 @@ def add_tiffs():
         put("colour times alpha", np.dstack([times, ALPHA]), [8] * 4, 2, on_white(COLOUR, ALPHA), 2, extra=1)
         put("grey and alpha", np.dstack([GREY, ALPHA]), [8] * 2, 1, on_white(GREY, ALPHA), 1, extra=2)
         times = np.rint(GREY * (ALPHA / 255.0)).astype(np.uint8)
-        put("grey times alpha", np.dstack([times, ALPHA]), [8] * 2, 1, on_white(GREY, ALPHA), 1, extra=1)
+        if PILLOW >= 13:  # those before refuse it by name
+            put("grey times alpha", np.dstack([times, ALPHA]), [8] * 2, 1, on_white(GREY, ALPHA), 1, extra=1)
         ink = np.dstack([COLOUR, 255 - GREY])
         dry = np.rint((255.0 - COLOUR) * GREY[..., None] / 255).astype(np.uint8)
         put("inks", ink, [8] * 4, 5, dry, 1)
@@ -253,6 +256,8 @@ def add_jpegs_and_webps():
         add(f"jpeg grey{name}", ".jpg", written(GREY, "JPEG", quality=95, **settings), GREY, 6)
         data = written(COLOUR, "JPEG", quality=95, subsampling=0, **settings)
         add(f"jpeg colour{name}", ".jpg", data, COLOUR, 12)
+    data = written(COLOUR, "JPEG", quality=95, subsampling=0, exif=b"Exif\0\0no such thing")
+    add("jpeg damaged exif", ".jpg", data, COLOUR, 12)
     add("jpeg grey stored as colour", ".jpg", written(np.dstack([GREY] * 3), "JPEG", quality=95), GREY, 6)
     inks = np.dstack([COLOUR, 255 - GREY])
     dry = np.rint((255.0 - COLOUR) * GREY[..., None] / 255).astype(np.uint8)
@@ -381,7 +386,10 @@ REFUSED = {
     "cut bmp": (".bmp", cut("BMP", 0.6), "truncated"),
     "cut ppm": (".ppm", cut("PPM", 0.6), "truncated"),
     "floats": (".tif", written(GREY.astype(np.float32), "TIFF"), "floating-point.*npy"),
-    "pfm": (".pnm", written(GREY.astype(np.float32), "PPM"), "floating-point.*npy"),
+    "pfm": (
+        ".pnm", f"Pf\n{W} {H}\n-1.0\n".encode() + GREY.astype("<f4").tobytes(),
+        "floating-point.*npy" if PILLOW > 10 else "not an image",
+    ),
     "lab": (".tif", written(LAB, "TIFF"), r"L\*a\*b.*Convert it to RGB"),
     "signed": (".tif", tiff(GREY.tobytes(), [8], 1, form=2), "signed values.*npy"),
     "negative": (".tif", tiff((GREY.astype("<i4") - 100).tobytes(), [32], 1, form=2), "from -80 to.*levels=.*npy"),
@@ -409,8 +417,9 @@ def test_what_cannot_be_known_is_refused_by_name(tmp_path, name):
 def test_levels_say_what_a_file_does_not(tmp_path):
     """12 bits kept in 16 or 32: neither the file nor the values tell, so 32 bits are refused without `levels`."""
     picture = Picture(".tif", AMBIGUOUS, np.rint((DEEP // 16).astype(int) * 255 / 4095).astype(np.uint8))
-    with pytest.raises(ValueError, match=r"b.tif holds integers up to \d{4}, .*levels=4096"):
+    with pytest.raises(ValueError, match=r"b.tif holds integers up to \d{4}, .*--config.data.levels=4096"):
         load_twice(tmp_path, picture)
+    assert np.array_equal(load_twice(tmp_path, picture, levels=4096)[0], picture.values)
     spec = f"folder(path={str(tmp_path)!r}, levels=4096, holdout=0.5)"
     assert np.array_equal(load_dataset(spec).train[[0]].x[0, 0].numpy(), picture.values)
     for k in "ab":
@@ -419,6 +428,25 @@ def test_levels_say_what_a_file_does_not(tmp_path):
     assert load_dataset(str(tmp_path), holdout=0.5).train[[0]].x.max() < 16, "as the file says: 16 bits, nearly black"
     with pytest.raises(BrokenImage, match="2 of 2.*holds numbers from .* where black is 0 and white is 255.*levels"):
         load_dataset(spec.replace("4096", "256"))
+    for k in "ab":
+        (tmp_path / f"{k}.tif").write_bytes(tiff(GREY.tobytes(), [8], 1))
+    with pytest.raises(ValueError, match=r"levels=4096.* is for images of more than 8 bits, and .* holds none"):
+        load_dataset(spec)
+
+
+@pytest.mark.parametrize(
+    "top, white", [(1, 255), (255, 255), (256, None), (32767, None), (32768, 65535), (65535, 65535), (65536, None)]
+)
+def test_the_depth_of_values(tmp_path, top, white):
+    """Up to 255 they are of 8 bits; where they need 16, of 16; between and above nothing tells."""
+    values = np.array([[0, top // 2, top]])
+    picture = Picture(".tif", tiff(values.astype("<i4").tobytes(), [32], 1, form=2, size=(1, 3)), values)
+    if white is None:
+        flag = f"--config.data.levels={1 << top.bit_length()}" if top < 65536 else r"folder\(path=..., levels=131072\)"
+        with pytest.raises(ValueError, match=f"up to {top}, and the file does not say which number is white.*{flag}"):
+            load_twice(tmp_path, picture)
+    else:
+        assert np.array_equal(load_twice(tmp_path, picture)[0], np.rint(values * 255 / white))
 
 
 def test_depth_is_that_of_all_pictures_together(tmp_path):

@@ -177,15 +177,36 @@ def test_inception_hands_over_bytes_and_takes_features_and_probabilities(incepti
 def test_inception_rounds_and_clips_but_refuses_another_range(inception, monkeypatch):
     seen = []
     monkeypatch.setattr(inception.network, "forward", lambda x: seen.append(x) or (x.flatten(1), x.flatten(1).float()))
-    inception(torch.tensor([-0.1, 0.0, 0.996, 1.0, 1.2, 0.4]).view(1, 3, 1, 2))
+    inception(torch.tensor([-0.001, 0.0, 0.996, 1.0, 1.001, 0.4]).view(1, 3, 1, 2))
     assert seen[0].flatten().tolist() == [0, 0, 254, 255, 255, 102] and seen[0].dtype == torch.uint8
-    for bad in (255 * torch.rand(2, 3, 4, 4), 2 * torch.rand(2, 3, 4, 4) - 1, torch.full((1, 3, 2, 2), math.nan)):
+    slight = torch.rand(2, 3, 4, 4) * 1.2 - 0.1
+    for bad in (255 * slight, 2 * torch.rand(2, 3, 4, 4) - 1, torch.full((1, 3, 2, 2), math.nan), slight):
         with pytest.raises(ValueError, match=r"in \[0, 1\], got values from"):
             inception(bad)
     with pytest.raises(ValueError, match="B, C, H, W"):
         inception(torch.rand(2, 3, 4))
     with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
         inception(torch.rand(2, 4, 4, 4))
+
+
+def test_floats_of_another_range_become_0_to_1_by_their_declared_range():
+    """Fluxes 0 to 3000 in Inception would all be the byte 255."""
+    seen = []
+
+    def look(x):
+        seen.append(x)
+        return x.flatten(1)
+
+    fluxes = torch.tensor([0.0, 1500.0, 3000.0, 750.0]).view(1, 1, 2, 2)
+    extract(look, fluxes, range=(0, 3000))
+    assert seen[-1].flatten().tolist() == [0.0, 0.5, 1.0, 0.25]
+    extract(look, torch.tensor([[0, 16]], dtype=torch.uint8), levels=17, range=(0, 3000))  # levels have their own
+    assert seen[-1].flatten().tolist() == [0.0, 1.0]
+    for bad in ((0, 0), (1, 0), (0, math.inf), (math.nan, 1)):
+        with pytest.raises(ValueError, match="smaller one first"):
+            extract(look, fluxes, range=bad)
+    with pytest.raises(ValueError, match=r"from 0 to 16; with levels=10"):
+        extract(look, torch.tensor([[0, 16]], dtype=torch.uint8), levels=10)
 
 
 def test_inception_weights_are_read_without_running_code(tmp_path, inception):

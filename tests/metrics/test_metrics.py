@@ -88,6 +88,8 @@ def test_jackknife_removes_most_of_the_bias():
 def test_reference_statistics_survive_the_disk(tmp_path):
     x, y = normal(60, 5, 0), normal(70, 5, 1)
     stats = GaussianStats.of(FeatureSet(y, source="test split"))
+    with pytest.raises(ValueError, match=r"\.npz"):
+        stats.save(tmp_path / "reference.npy")
     loaded = GaussianStats.load(stats.save(tmp_path / "reference.npz"))
     assert loaded.n == 70 and loaded.source == "test split"
     direct = FrechetDistance(groups=0)(x, y)[0].value

@@ -1,6 +1,9 @@
 """The verbs of a run on samples at hand, held against laws that are known, in the units of the data."""
 
 import math
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from sde_score.run.run import Run
 from sde_score.sampling import PCSampler
 from sde_score.sdes import SDES
 
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 MEAN, STD = torch.tensor([50.0, -3.0], dtype=torch.float64), torch.tensor([20.0, 0.1], dtype=torch.float64)
 
 
@@ -194,3 +198,13 @@ def test_classes_that_suffice_are_told(tmp_path):
     alone, told = run.log_prob(x[:4]), run.log_prob(x[:4], labels=y[:4].tolist())
     assert torch.isfinite(alone.values).all() and torch.isfinite(told.values).all()
     assert from_arrays(x, y).info.num_classes == 4
+
+
+def test_the_verbs_of_the_readme(digits_run, tmp_path, monkeypatch):
+    (block,) = (b for b in re.findall(r"```py\n(.*?)```", README, flags=re.S) if "run.interpolate" in b)
+    block, replaced = re.subn(r"run = sde_score.train\(.*\n", f"run = sde_score.load({str(digits_run)!r})\n", block)
+    assert replaced == 1
+    shutil.copytree(digits_run, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.replace(str(digits_run), "run").replace("steps=200", "steps=3"), "README", "exec"), {})
+    assert (tmp_path / "grid.png").is_file() and (tmp_path / "between.png").is_file()

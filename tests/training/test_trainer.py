@@ -439,9 +439,10 @@ def test_actions_validation_and_metrics(tmp_path):
     )
     calls = []
     trainer = make(steps=25, log=10, writers=[JSONLWriter(tmp_path / "metrics.jsonl")],
-                   actions=[(10, validation), (0, lambda state: calls.append(state.step))])  # fmt: skip
+                   actions=[(10, validation), (0, lambda state: calls.append(state.step)),
+                            (100, lambda state: calls.append(-state.step))])  # fmt: skip
     trainer.run()
-    assert calls == [25], "every = 0: after the last step only"
+    assert calls == [-25], "every = 0: never; every = 100: after the last step"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 10, 20, 20, 25, 25]
     assert lines[0].keys() >= {"step", "time", "loss", "lr", "grad_norm", "samples", "skipped", "samples_per_second"}
@@ -452,7 +453,7 @@ def test_actions_validation_and_metrics(tmp_path):
     assert losses.shape == levels.shape == (72,)
 
 
-@pytest.mark.parametrize("every, at", [(1, 1), (10, 10), (0, 25)])
+@pytest.mark.parametrize("every, at", [(1, 1), (10, 10), (100, 25)])
 def test_a_failing_action_is_reported_and_costs_nothing(tmp_path, every, at):
     def picture(state):
         assert state.step < at or store.load_newest().step == at, "the checkpoint comes first"
@@ -570,3 +571,13 @@ def test_progress_line_off_a_terminal(monkeypatch):
     trainer = make(steps=3, progress=True)
     trainer.run()
     assert trainer.said[0].startswith("step 1 of 3: loss ") and trainer.said[0].endswith("samples/s")
+
+
+@pytest.mark.parametrize("decay, told", [("cosine", True), ("constant", False)])
+def test_a_schedule_cut_short_is_said(tmp_path, decay, told):
+    trainer = make(steps=10**6, decay=decay, max_seconds=0.3, checkpoints=CheckpointStore(tmp_path))
+    result = trainer.run()
+    assert result.status == "cut short"
+    last = trainer.said[-1]
+    assert ("cosine schedule was cut" in last) == told
+    assert (f"--config.training.n_iters={result.step}" in last) == told

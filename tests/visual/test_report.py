@@ -123,3 +123,38 @@ def test_mistakes_are_named():
         bar_chart(["a"], [])
     with pytest.raises(ValueError, match="no finite"):
         line_chart({"a": ([0], [float("nan")])})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[-1.0, 2.0], [-3.0, -1.0], [float("nan"), 1.0], [float("inf"), -2.0], [None, 0.0], [0.0, 0.0], [1e308, -1e308]],
+)
+def test_bars_of_any_value(values):
+    chart = bar_chart(["a", "b"], values, errors=[0.5, float("nan")], unit="bits/dim")
+    Page().feed(chart)
+    bars = {k: float(w) for k, w in re.findall(r'<rect class="bar" x="([\d.-]+)" y="\d+" width="([\d.]+)"', chart)}
+    finite = [v for v in values if v is not None and abs(v) < np.inf]
+    assert len(re.findall("<rect", chart)) == len(finite) and "nan" not in re.sub(">[^<]*<", "", chart)
+    assert all(float(x) >= 139 and float(x) + w <= 540 for x, w in bars.items())
+
+
+def test_bars_go_to_both_sides_of_zero_in_proportion():
+    chart = bar_chart(["a", "b"], [-1.0, 2.0])
+    (x0, w0), (x1, w1) = ((float(a), float(b)) for a, b in re.findall(r'x="([\d.]+)" y="\d+" width="([\d.]+)"', chart))
+    assert x0 + w0 == pytest.approx(x1, abs=0.2) and w1 == pytest.approx(2 * w0, abs=0.3)
+
+
+def test_a_cell_without_a_value_holds_its_reason():
+    rows = [["fd", (None, "needs at least <2>"), (None, None)], ["x", (1.0, None), (float("inf"), 1.0)]]
+    table = Table(["figure", "a", "b"], rows)
+    text = render_report(title="t", sections=[Section("s", table=table)])
+    assert "needs at least &lt;2&gt;" in text and "–" in text and "inf" in text
+
+
+def test_a_long_command_is_not_cut_off():
+    assert "white-space:pre-wrap" in render_report(title="t", sections=[Section("s", commands=["x" * 500])])
+
+
+def test_a_report_is_html(tmp_path):
+    with pytest.raises(ValueError, match=r"\.html"):
+        write_report(tmp_path / "report.pdf", title="t")
