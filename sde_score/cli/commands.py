@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -399,6 +401,9 @@ def _few_threads():
         torch.set_num_threads(before)
 
 
+QUICKSTART_SAMPLES = 256  # a grid that can be looked at, and enough for figures of quality
+
+
 @command("quickstart")
 def quickstart(argv: list[str]) -> None:
     """Train on the 8x8 digits, sample with predictor-corrector and with the ODE, compute bits/dim, evaluate, and write
@@ -414,13 +419,27 @@ def quickstart(argv: list[str]) -> None:
     folder = Path(values.workdir)
     with contextlib.redirect_stdout(sys.stderr) if values.json else contextlib.nullcontext(), _few_threads():
         train(["--config=digits", *base])
-        sample([*base, "--num=100", "--tag=pc"])
+        sample([*base, f"--num={QUICKSTART_SAMPLES}", "--tag=pc"])
         sample([*base, "--num=100", "--tag=ode", "--config.sampling.method=ode"])
-        found = {"likelihood": likelihood(base), "evaluation": evaluate(base)}
+        found = {"likelihood": likelihood(base), "evaluation": evaluate([*base, "--samples=pc"])}
     pictures = [
         str(p)
         for pattern in ("samples/p*.png", "samples/ode*.png", "plots/*.png")
         for p in sorted(folder.glob(pattern))
     ]
     result = {"workdir": str(folder), "pictures": pictures, "report": str(folder / "report.html")} | found
-    finish(values, result, ["", "pictures:", *(f"  {p}" for p in pictures), "report:", f"  {folder / 'report.html'}"])
+    lines = ["", "pictures:", *(f"  {p}" for p in pictures), "report:", f"  {folder / 'report.html'}"]
+    finish(values, result, [*lines, "what next, for example:", *(f"  {line}" for line in next_commands(folder))])
+
+
+def next_commands(workdir: Path) -> list[str]:
+    """Three commands that work as they stand, wherever the program lies."""
+    program = "sde-score"
+    if shutil.which(program) is None:
+        program = "python -m sde_score" if sys.argv[0].endswith(".py") else shlex.quote(sys.argv[0])
+    run = f"--workdir={shlex.quote(str(workdir))}"
+    return [
+        f"{program} sample {run} --config.sampling.method=ode --movie=from_noise.gif",
+        f"{program} sample {run} --config.sampling.predictor=ancestral_sampling --config.sampling.corrector=none",
+        f"{program} likelihood {run} --num=100 --per_sample=unusual.csv",
+    ]

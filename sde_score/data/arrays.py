@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sde_score.data.base import DataSplits, Split, Subset, chunks_of, split_off
-from sde_score.data.conversion import Array, as_array, as_labels, as_tensor, check_dtype, from_dataset
+from sde_score.data.conversion import Array, as_array, as_condition, as_labels, as_tensor, check_dtype, from_dataset
 from sde_score.data.info import Condition, DataInfo
 from sde_score.registry import suggest
 
@@ -190,23 +190,14 @@ def _finite_samples(rows: Rows, skip: bool, columns: Sequence[str] | None, what:
 
 def _gather_conditions(y: Any, cond: Mapping[str, Any] | None, n: int, what: str) -> dict[str, Tensor | list[str]]:
     """Classes `y` and other conditions as one mapping, not yet converted."""
-    found: dict[str, Tensor | list[str]] = {}
-    for name, values in (cond or {}).items():
-        text = _is_text(values)
-        said = f"The condition {name!r} of {what}"
-        found[name] = as_labels(values, n, said) if text else as_tensor(as_array(values, said))
+    found = {
+        name: as_condition(values, n, f"The condition {name!r} of {what}") for name, values in (cond or {}).items()
+    }
     if y is not None:
         if "y" in found:
             raise ValueError(f"{what}: `y` is given twice, as an argument and in `cond`.")
         found["y"] = as_labels(y, n, f"The labels of {what}")
     return found
-
-
-def _is_text(values: Any) -> bool:
-    values = values if isinstance(values, (np.ndarray, Tensor)) else np.asarray(values)
-    return isinstance(values, np.ndarray) and (
-        values.dtype.kind in "US" or (values.dtype.kind == "O" and any(isinstance(v, str) for v in values.flat))
-    )
 
 
 def _pixel_range(split: Split, numbers: int = 2**20) -> tuple[float, float] | None:

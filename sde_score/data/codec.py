@@ -277,7 +277,7 @@ class Scaler(Codec):
         shift, scale = self._affine(precise)
         w = precise * scale + shift
         log, logit = self.log.to(w), self.logit.to(w)
-        bend = -log * w - logit * (nn.functional.logsigmoid(w) + nn.functional.logsigmoid(-w))
+        bend = -(log * w) - logit * (nn.functional.logsigmoid(w) + nn.functional.logsigmoid(-w))
         return whole + sum_except_batch(bend).to(z.dtype)
 
     def for_density(self) -> Scaler:

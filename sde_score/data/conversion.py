@@ -130,6 +130,16 @@ def as_labels(values: Any, n: int, what: str) -> Tensor | list[str]:
     return y
 
 
+def as_condition(values: Any, n: int, what: str) -> Tensor | list[str]:
+    """What `n` samples are told, `(n, *)`: numbers as a tensor, text as labels."""
+    found = values if isinstance(values, (np.ndarray, Tensor)) else _labels_in_list(values, what)
+    if isinstance(found, np.ndarray):
+        kind = found.dtype.kind
+        if kind in "US" or (kind == "O" and any(isinstance(value, str) for value in found.flat)):
+            return as_labels(values, n, what)
+    return as_tensor(as_array(found, what))
+
+
 def _labels_in_list(values: Any, what: str) -> Array:
     """A list, a column of a data frame: text and objects stay what they are."""
     if isinstance(values, (list, tuple)) and any(isinstance(value, str) for value in values):

@@ -141,6 +141,13 @@ class Condition:
             found.append(known[text])
         return torch.tensor(found, dtype=torch.int64)
 
+    def own_labels(self, numbers: Tensor) -> list[int | str]:
+        """The user's own labels of classes by their numbers `(N,)`: the inverse of `numbers`."""
+        if self.names is None or self.kind != "class":
+            return numbers.tolist()
+        whole = all(_is_integer(name) for name in self.names)
+        return [int(self.names[k]) if whole else self.names[k] for k in numbers.tolist()]
+
     def convert(self, values: Tensor | Sequence[str], n: int, name: str = "a condition") -> Tensor:
         """`values` for `n` samples, as the user has them, in the type that the table gives: labels become the numbers
         of their classes. Raises `ValueError` where they do not fit."""

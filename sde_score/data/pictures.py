@@ -86,7 +86,7 @@ def _flag(levels: int) -> str:
 def _transparent_value(image: Image) -> int | tuple[int, ...] | None:
     """The grey value or colour that a picture without an alpha channel declares transparent, as it will be decoded."""
     key = image.info.get("transparency")
-    if image.mode not in ("1", "L", "RGB") and not _is_deep(image) or isinstance(key, bytes):
+    if image.mode not in ("1", "L", "RGB") and not _is_deep(image):
         return None  # a palette's, which Pillow knows to read
     stored = next((str(tile[3]) for tile in getattr(image, "tile", ()) if image.format == "PNG"), "")
     if key is not None and stored.startswith("RGB;16"):

@@ -103,8 +103,11 @@ def likelihood(
     if distributed.is_main():
         path.parent.mkdir(exist_ok=True)
         write_json(path, result)
+        columns: dict[str, Tensor | list[int | str]] = dict(result.per_sample)
+        if "label" in result.per_sample:
+            columns["label"] = run.info.conditions["y"].own_labels(result.per_sample["label"])
         for table in (path.with_suffix(".csv"), path.with_suffix(".npz")):
-            write_table(table, result.per_sample)
+            write_table(table, columns)
     result["file"] = str(path)
     result["per_sample_files"] = [str(path.with_suffix(suffix)) for suffix in (".csv", ".npz")]
     return result

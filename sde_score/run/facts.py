@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import platform
@@ -23,7 +24,7 @@ from sde_score.config import differences, from_json, identity, merge, to_json
 from sde_score.data import Batch, Codec, DataInfo, DataSplits, from_arrays
 from sde_score.files import write_bytes
 from sde_score.models import ScoreModel
-from sde_score.registry import SettingError
+from sde_score.registry import SettingError, suggest
 from sde_score.run.build import build_data, build_model, told_conditions
 from sde_score.run.plugins import code_of
 from sde_score.run.unused import check_given
@@ -37,7 +38,7 @@ Setting = str | bool | int | float | None
 """A value of a key of the configuration."""
 
 Array = Tensor | np.ndarray
-Data = DataSplits | Array | tuple[Array, Array] | tuple[Array, Mapping[str, Array]]
+Data = DataSplits | Array | tuple[Array, Array] | tuple[Array, Mapping[str, Array]] | Mapping[str, Array]
 """Data given in Python; see `as_splits`."""
 
 PRIOR_SAMPLES, PRIOR_NUMBERS = 2048, 2**24  # at most so many samples, and numbers, are compared with the prior
@@ -119,10 +120,17 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def as_splits(data: Data) -> DataSplits:
-    """Data given in Python: `DataSplits`, an array `(N, *)`, or a pair: `(x, y)` with labels, `(x, cond)` with a
-    mapping of conditions."""
+    """Data given in Python: `DataSplits`, an array, data frame or data set, or a pair: `(x, y)` with labels, `(x,
+    cond)` with a mapping of conditions; or a mapping of the arguments of `from_arrays`: `{"x": x, "x_test": more}`."""
     if isinstance(data, DataSplits):
         return data
+    if isinstance(data, Mapping):
+        named = {str(key).removesuffix("_train"): values for key, values in data.items()}
+        known = inspect.signature(from_arrays).parameters
+        for key in named:
+            if key not in known:
+                raise ValueError(f"Data have no part {key!r}.{suggest(key, known)}")
+        return from_arrays(**named)
     x, known = data if isinstance(data, tuple) else (data, None)
     return from_arrays(x, cond=known) if isinstance(known, Mapping) else from_arrays(x, known)
 

@@ -17,10 +17,11 @@ from sde_score.data.overview import Inspection, Overview, inspect_source, overvi
 from sde_score.data.sources import ARCHIVES
 from sde_score.run.automatic import configure, with_image_size
 from sde_score.run.build import build_data
+from sde_score.run.pictures import draw_picture
 from sde_score.run.plugins import import_plugins
 from sde_score.training.distributed import pick_device
 
-SHOWN = 64  # samples in the picture
+SHOWN, SHOWN_ROWS = 64, 2000  # samples in the picture; of vectors
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,11 @@ def _files(base: ConfigDict) -> Inspection | None:
 
 def _draw(data: DataSplits, path: Path) -> Path | None:
     """A picture of some training samples, evenly spaced; one that fails is told."""
-    from sde_score.visual.images import save_grid
-
-    chosen = torch.linspace(0, len(data.train) - 1, min(SHOWN, len(data.train))).long()
+    most = SHOWN_ROWS if data.info.kind == "vector" else SHOWN
+    chosen = torch.linspace(0, len(data.train) - 1, min(most, len(data.train))).long()
     x = data.train[chosen].x
     try:
-        return save_grid(path, x / (data.info.levels - 1) if data.info.levels else x) if x.ndim > 2 else None
+        return draw_picture(path, data.info, {"data": x / (data.info.levels - 1) if data.info.levels else x})
     except Exception as error:
         print(f"No picture: {error}", file=sys.stderr)
         return None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_score.data import DataInfo
+from sde_score.data.conversion import as_condition
 from sde_score.files import first_line, write_bytes
 from sde_score.metrics.base import data_hash
 from sde_score.protocols import Constraint
@@ -102,7 +103,7 @@ class Samples:
         if suffix in MOVIES:
             return self._save_movie(path, shown_range(self.info, self.x))
         if suffix == ".npz":
-            return write_table(path, {"x": self.stored} | self.cond)
+            return write_table(path, {"x": self.stored} | self._told())
         if suffix == ".csv":
             return write_table(path, self._columns())
         import numpy as np
@@ -116,12 +117,24 @@ class Samples:
 
         return save_movie(path, self.trajectory, times=self.times, max_frames=len(self.trajectory), range=limits)
 
-    def _columns(self) -> dict[str, Tensor]:
+    def _told(self) -> dict[str, Tensor | list[int | str]]:
+        """The conditions as the user has them: classes by their own labels."""
+        described = self.info.conditions
+        return {
+            name: described[name].own_labels(values) if described[name].kind == "class" else values
+            for name, values in self.cond.items()
+        }
+
+    def _columns(self) -> dict[str, Tensor | list[int | str]]:
         """The numbers of vectors, and their conditions, under their names."""
         width = self.stored.shape[1]
         names = column_names(self.info) or [f"x{i}" for i in range(width)]
+        columns: dict[str, Tensor | list[int | str]]
         columns = {str(name): self.stored[:, i] for i, name in enumerate(names)}
-        for name, values in self.cond.items():
+        for name, values in self._told().items():
+            if isinstance(values, list):
+                columns[name] = values
+                continue
             flat = values.flatten(1) if values.ndim > 1 else values[:, None]
             columns |= {f"{name}{i if flat.shape[1] > 1 else ''}": flat[:, i] for i in range(flat.shape[1])}
         return columns
@@ -297,7 +310,9 @@ def conditions_of(
             raise SettingError(f"This model is not told {name!r}.{suggest(name, told)}")
     conditions = run.info.conditions
     found = {
-        name: conditions[name].convert(torch.as_tensor(values), len(values), f"The condition {name!r}")
+        name: conditions[name].convert(
+            as_condition(values, len(values), f"The condition {name!r}"), len(values), f"The condition {name!r}"
+        )
         for name, values in given.items()
     }
     if labels:

@@ -200,6 +200,16 @@ def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path, kind):
             load_dataset(str(path))
 
 
+def test_archives_put_one_behind_the_other_are_not_read_in_part(tmp_path):
+    for name in "ab":
+        with tarfile.open(tmp_path / name, "w") as archive:
+            add(archive, f"{name}.png", png_bytes(1))
+            add(archive, f"{name}{name}.png", png_bytes(2))
+    (tmp_path / "set.tar").write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
+    with pytest.raises(ValueError, match="something follows its end; unpack it and give the folder"):
+        load_dataset(str(tmp_path / "set.tar"))
+
+
 def test_what_else_lies_there_is_told(tmp_path):
     for name in ("a.heic", "b.heic", "notes.txt", "README", ".hidden.png"):
         (tmp_path / name).write_text("x")
