@@ -60,18 +60,18 @@ def test_the_network_is_told_what_it_asks_for(start, tmp_path):
 
     Told.seen = []
     wanted = {"angle": torch.tensor([0.5, -0.5, 1.0]), "y": torch.tensor([1, 0])}
-    samples = run.sample(7, cond=wanted)
+    samples = run.sample(7, condition=wanted)
     assert samples.cond["angle"][:, 0].tolist() == [0.5, -0.5, 1.0, 0.5, -0.5, 1.0, 0.5]
     assert samples.labels.tolist() == [1, 0, 1, 0, 1, 0, 1]
     for _, angle, y in Told.seen:
         assert torch.equal(angle, samples.cond["angle"]) and torch.equal(y, samples.labels)
-    assert not torch.equal(run.sample(7, cond=wanted | {"angle": torch.zeros(1)}).x, samples.x)
+    assert not torch.equal(run.sample(7, condition=wanted | {"angle": torch.zeros(1)}).x, samples.x)
     with pytest.raises(ValueError, match="not told 'angel'.*'angle'"):
-        run.sample(3, cond={"angel": torch.zeros(1)})
+        run.sample(3, condition={"angel": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"'angle' must hold real numbers"):
-        run.sample(3, cond={"angle": torch.zeros(2, 3)})
+        run.sample(3, condition={"angle": torch.zeros(2, 3)})
     with pytest.raises(ValueError, match="from 0 to 2; they run from 0 to 1"):
-        run.sample(3, cond={"y": torch.tensor([0, 2])})
+        run.sample(3, condition={"y": torch.tensor([0, 2])})
 
     Told.seen = []
     held_out = run.data.test[range(20)]
@@ -83,7 +83,7 @@ def test_the_network_is_told_what_it_asks_for(start, tmp_path):
     assert torch.equal(next(angle for _, angle, _ in Told.seen if len(angle) == 4), held_out.cond["angle"][16:])
 
     again = sde_score.load(tmp_path / "run")  # without the data: what it shall be told must be said
-    assert torch.equal(again.sample(7, cond=wanted).x, samples.x)
+    assert torch.equal(again.sample(7, condition=wanted).x, samples.x)
     with pytest.raises(ValueError, match="data given in Python"):
         again.sample(2)
     with pytest.raises(ValueError, match="a condition 'y' that is .*; these data have none of that name"):
