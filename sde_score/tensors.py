@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +45,16 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     """`x` on a device; float64 becomes float32 on one that does not know it."""
     x = x.float() if device.type == "mps" and x.dtype == torch.float64 else x
     return x.to(device, non_blocking=True)
+
+
+def with_derivative(func: Callable[[Tensor], Any], t: Tensor) -> tuple[Any, Any]:
+    """`func(t)` and its derivative, `(B,)` or a tuple of such, of a function that works elementwise, by forward
+    differentiation. `t` must not be expanded.
+    """
+    with warnings.catch_warnings():  # torch loads this mode when it is first used, and warns of its own torch.jit
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+        return torch.func.jvp(func, (t,), (torch.ones_like(t),))
 
 
 def sum_except_batch(x: Tensor) -> Tensor:

@@ -1,11 +1,21 @@
 """Noise that belongs to samples, and broadcasting."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from sde_score.tensors import GeneratorNoise, SampleNoise, draw_uniform, expand_like, mix_seed, require_finite
+from sde_score.tensors import (
+    GeneratorNoise,
+    SampleNoise,
+    draw_uniform,
+    expand_like,
+    mix_seed,
+    require_finite,
+    with_derivative,
+)
 
 
 def test_noise_of_a_sample_is_a_function_of_seed_and_number():
@@ -48,3 +58,14 @@ def test_wrong_batch_and_not_finite():
     with pytest.raises(FloatingPointError, match="first in sample 2"):
         require_finite(x, "The score")
     assert expand_like(torch.ones(3), x).shape == (3, 1)
+
+
+def test_a_derivative_is_exact_and_silent():
+    t = torch.linspace(0.1, 1, 7, dtype=torch.float64)
+    value, slope = with_derivative(lambda s: s.sin() * s, t)
+    assert torch.equal(value, t.sin() * t)
+    torch.testing.assert_close(slope, t.cos() * t + t.sin(), rtol=1e-14, atol=0)
+    # in a process of its own: torch warns once, when it first loads what it needs for this
+    code = "import torch; from sde_score.tensors import with_derivative as d; d(torch.sin, torch.ones(2))"
+    ended = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0 and "Warning" not in ended.stderr, ended.stderr

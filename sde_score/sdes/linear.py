@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sde_score.protocols import NoiseFn, ScoreFn
 from sde_score.sdes.base import SDE, ReverseSDE
-from sde_score.tensors import expand_like, sum_except_batch
+from sde_score.tensors import expand_like, sum_except_batch, with_derivative
 
 NODES = 32
 PANEL_TOLERANCE = 1e-12  # between one set of nodes and two, relative
@@ -361,9 +361,7 @@ class GaussianPathSDE(LinearSDE):
             self._checked = True
             self._check_path()
         t = t.contiguous()  # forward differentiation refuses the expanded times of samplers
-        return torch.func.jvp(
-            lambda s: torch.as_tensor(func(s), dtype=s.dtype).expand_as(s), (t,), (torch.ones_like(t),)
-        )
+        return with_derivative(lambda s: torch.as_tensor(func(s), dtype=s.dtype).expand_as(s), t)
 
     def _check_path(self) -> None:
         """Refuse, once, a path that no SDE has."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sde_score.sdes.base import SDE
 from sde_score.sdes.linear import LinearSDE
+from sde_score.tensors import with_derivative
 from sde_score.testing.checks import CheckFailed, _require
 
 SHAPES = ((3,), (2, 5), (3, 4, 4), (2, 3, 2, 2))
@@ -156,7 +157,7 @@ def time_slopes(curves: Callable[[Tensor], tuple[Tensor, ...]], t: Tensor, T: fl
     differences: a closed form that leaves autograd is right all the same, and so is one with a kink."""
     found = []
     try:
-        found.append(list(torch.func.jvp(curves, (t,), (torch.ones_like(t),))[1]))
+        found.append(list(with_derivative(curves, t)[1]))
     except (RuntimeError, NotImplementedError, TypeError):
         pass
     h = 1e-4 * torch.minimum(t, T - t).clamp(min=1e-9 * T)

@@ -133,4 +133,4 @@ def test_a_broken_plugin_is_named(refused, plugin, toy_config, tmp_path, text, w
 def test_an_unfinished_sde_is_explained(refused, plugin, toy_config, tmp_path):
     plugin.write_text(MINE.partition("    def diffusion_coeff")[0])
     flags = (f"--config={toy_config}", f"--plugin={plugin}", "--config.sde=mine", f"--workdir={tmp_path}/run")
-    refused("train", *flags, words=["config.sde", "diffusion_coeff"])
+    refused("train", *flags, code=2, words=["config.sde", "diffusion_coeff"])
