@@ -125,7 +125,8 @@ class UNet(ClassConditional):
         widths = [int(width * m) for m in mult]
         if axes not in CONVS or min(self.shape) < 1:
             raise ValueError(
-                f"unet works on (C, L), (C, H, W) or (C, D, H, W); got shape={self.shape}. For vectors choose 'mlp'."
+                f"unet works on (C, L), (C, H, W) or (C, D, H, W); got shape={self.shape}. For vectors choose "
+                "'mlp': --config.model.name=mlp."
             )
         if blocks < 1 or not widths or min(widths) < 1:
             raise ValueError(

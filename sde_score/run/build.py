@@ -69,6 +69,11 @@ def build_data(config: ConfigDict) -> DataSplits:
         raise ValueError(
             "This run was trained on data given in Python. Hand them over again: sde_score.load(workdir, data=...)."
         )
+    if not data.name:
+        raise SettingError(
+            "config.data.name is missing: the data to train on, a path or the name of a data set, such as "
+            "--config.data.name=./photos."
+        )
     with naming("config.data", work=True):
         return load_dataset(data.name, **settings)
 

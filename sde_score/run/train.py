@@ -18,6 +18,7 @@ from sde_score.files import LOCK, FolderGone, SameFolder, held_alone
 from sde_score.models import ScoreModel
 from sde_score.models.ema import EMA
 from sde_score.objectives import Objective
+from sde_score.registry import SettingError
 from sde_score.run.build import (
     GIVEN,
     build_codec,
@@ -121,6 +122,16 @@ def _prepare_workdir(config: ConfigDict, workdir: Path, overwrite: bool) -> None
         check_same_run(read_run(workdir), config, "This training")
 
 
+def _check_flip(config: ConfigDict, data: DataSplits) -> None:
+    """Refuse mirrored copies of what is no image, before anything is built."""
+    if config.data.random_flip and data.info.kind != "image":
+        raise SettingError(
+            f"config.data.random_flip=True mirrors images, but {data.info.name!r} holds {data.info.kind} samples of "
+            f"shape {data.info.shape}. Let a configuration be chosen for them, sde-score train --data=PATH, or write "
+            "--config.data.random_flip=False (and for vectors --config.model.name=mlp)."
+        )
+
+
 def _check_condition_dropout(config: ConfigDict, data: DataSplits, model: ScoreModel) -> None:
     """Can the network be told no condition, if it shall learn to do without? Raises `ValueError` if not."""
     rate, told = config.training.condition_dropout, told_conditions(config, data.info)
@@ -183,6 +194,7 @@ def train(
         distributed.barrier()
         data = as_splits(data) if data is not None else build_data(config) if loaded is None else loaded
         check_given(config, given, data.info)
+        _check_flip(config, data)
         begun = None
         if list_checkpoints(workdir / "checkpoints"):
             begun = load_checkpoint(workdir, say=lambda message: None)  # the trainer says what is wrong with which file

@@ -93,6 +93,7 @@ def plot_corner(
                     ax.set_xlabel(names[which[column]], fontsize=9)
                 if column == 0 and row > 0:
                     ax.set_ylabel(names[which[row]], fontsize=9)
+        _offsets_into_labels(figure)
         _sign(figure, legend)
         return save_figure(figure, path)
 
@@ -112,6 +113,7 @@ def _marginals(
             ax.tick_params(labelsize=7, labelleft=False)
             ax.locator_params(nbins=4)
             ax.set_xlabel(names[i], fontsize=9)
+        _offsets_into_labels(figure)
         _sign(figure, legend, f"Marginals of {len(which)} of {width} numbers, evenly spread")
         return save_figure(figure, path)
 
@@ -134,6 +136,17 @@ def _histograms(ax, clouds: Mapping[str, np.ndarray], i: int, span: Range) -> No
         density = counts / (len(x) * (edges[1] - edges[0]))  # those outside count: less than one is seen
         ax.stairs(density, edges, color=colour, fill=k == 0, alpha=0.5 if k == 0 else 1.0, linewidth=1.3)
     ax.set(xlim=span, ylim=(0, None))
+
+
+def _offsets_into_labels(figure) -> None:
+    """What all ticks of an axis have in common (`+2.46e6`) joins its label, on which it would lie otherwise."""
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            common = axis.get_offset_text()
+            if common.get_text() and axis.get_label_text():
+                axis.set_label_text(f"{axis.get_label_text()} ({common.get_text()})")
+            common.set_visible(False)
 
 
 def _sign(figure, legend: Mapping[str, str], title: str = "") -> None:

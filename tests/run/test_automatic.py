@@ -131,3 +131,18 @@ def test_a_look_at_series(cli, tmp_path, monkeypatch):
     low, mean, high = next(iter(found["overview"]["ranges"].values()))
     assert [low, mean, high] == pytest.approx([260, 300, 340], abs=1)
     assert (tmp_path / "waves.png").is_file() and not (tmp_path / "waves_data.png").exists()
+
+
+def test_a_configuration_for_images_and_other_data(cli, tmp_path, monkeypatch):
+    """One error, that says what to write, in the place of three in turn."""
+    monkeypatch.chdir(tmp_path)
+    nameless = cli("train", "--config=images", f"--workdir={tmp_path}/run")
+    assert nameless.code == 2 and "--config.data.name=./photos" in nameless.err
+    np.save("waves.npy", np.random.default_rng(0).normal(size=(40, 1, 30)))
+    np.save("rows.npy", np.random.default_rng(0).normal(size=(40, 3)))
+    for name, kind in (("waves.npy", "series"), ("rows.npy", "vector")):
+        answer = cli("train", "--config=images", f"--config.data.name={name}", f"--workdir={tmp_path}/run")
+        assert answer.code == 2 and f"holds {kind} samples" in answer.err and "train --data=PATH" in answer.err
+    plain = cli("train", "--config=digits", "--config.data.name=rows.npy", f"--workdir={tmp_path}/run")
+    assert plain.code == 2 and "--config.model.name=mlp" in plain.err
+    assert not (tmp_path / "run/config.json").exists()
