@@ -122,10 +122,8 @@ class Samples:
     def _told(self) -> dict[str, Tensor | list[int | str]]:
         """The conditions as the user has them: classes by their own labels."""
         described = self.info.conditions
-        return {
-            name: described[name].own_labels(values) if described[name].kind == "class" else values
-            for name, values in self.cond.items()
-        }
+        classes = {name for name, one in described.items() if one.kind == "class"}
+        return {n: described[n].own_labels(values) if n in classes else values for n, values in self.cond.items()}
 
     def _columns(self) -> dict[str, Tensor | list[int | str]]:
         """The numbers of vectors, and their conditions, under their names."""

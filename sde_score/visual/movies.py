@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -238,22 +239,21 @@ def _ffmpeg() -> str:
 
 
 def _save_mp4(path: str | os.PathLike, grids: Sequence[np.ndarray], milliseconds: int, hold: int) -> Path:
-    """H.264 with even sides, as players ask for; written beside its place and then moved there."""
+    """H.264 with even sides, as players ask for."""
     path = Path(path)
     height, width = (n + n % 2 for n in grids[0].shape[:2])
     stay = max(1, round(hold / milliseconds))
     frames = [np.pad(g, ((0, height - g.shape[0]), (0, width - g.shape[1]), (0, 0)), constant_values=BORDER)
               for g in grids]  # fmt: skip
     raw = b"".join(f.tobytes() for f in [*frames, *[frames[-1]] * (stay - 1)])
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
+    made = Path(tempfile.mkdtemp()) / "movie.mp4"  # ffmpeg has to go back and forth in it
     command = [_ffmpeg(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
                "-r", f"{1000 / milliseconds:g}", "-i", "-", "-an", "-c:v", "libx264", "-pix_fmt", "yuv420p",
-               str(unfinished)]  # fmt: skip
+               str(made)]  # fmt: skip
     try:
         done = subprocess.run(command, input=raw, capture_output=True)
         if done.returncode:
             raise RuntimeError(f"ffmpeg could not write {path}: {first_line(RuntimeError(done.stderr.decode()))}")
-        os.replace(unfinished, path)
+        return write_bytes(path, made.read_bytes())
     finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+        shutil.rmtree(made.parent, ignore_errors=True)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from sde_score.config import default_config, differences, from_json, load_config, to_json
 from sde_score.data import Condition, DataInfo
+from sde_score.keys import KEYS
 from sde_score.run import build_model, build_objective, build_sampler, build_sde
 from sde_score.run.build import check_likelihood
 
@@ -94,7 +95,8 @@ def test_every_key_really_can_be_overridden(cli, refused, tmp_path, monkeypatch)
     flags, wanted = [], {}
     for path, value, reference in leaves(config):
         kind = reference.get_type() if value is None else type(value)
-        word = FLAGS[kind]
+        limits = KEYS[path.removeprefix("config.")].limits
+        word = FLAGS[kind] if kind is not str or limits is None else limits[0].split("'")[1]
         flags.append(f"--{path}={word}")
         wanted[path] = word if kind is str else ast.literal_eval(word)
     values = parse("train", ["--config=common", *flags], lambda values: None)

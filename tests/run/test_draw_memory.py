@@ -16,7 +16,7 @@ from sde_score.sdes import SDES
 torch.set_num_threads(1)
 sde = SDES.build("vp")
 
-def sampler(score_fn, x_T, *, noise, callback):
+def sampler(score_fn, x_T, *, noise, constraint, callback):
     return SampleResult(x_T, 0)
 
 def peak():
