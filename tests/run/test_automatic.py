@@ -57,9 +57,9 @@ def test_choices_follow_kind_size_and_number(monkeypatch):
 
     series = chosen(torch.randn(500, 2, 300, generator=g))
     assert series.config.model.name.startswith("unet(") and "series of 300 steps, 2 channels" in series.reasons[0]
-    assert series.config.training.n_iters == 1500  # two and a half minutes at 0.1 s, without a given length
-    assert chosen(torch.randn(500, 2, 300, generator=g), minutes=1).config.training.n_iters == 600
-    assert series.config.training.max_seconds == pytest.approx(150 * 1.25)
+    assert series.config.training.n_iters == 1000  # nine tenths of two minutes at 0.1 s, in round numbers
+    assert chosen(torch.randn(500, 2, 300, generator=g), minutes=1).config.training.n_iters == 540
+    assert series.config.training.max_seconds == pytest.approx(120 * 1.2)
 
     grey = torch.randint(0, 256, (300, 1, 8, 8), generator=g).to(torch.uint8)
     images = chosen(grey)
