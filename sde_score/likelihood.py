@@ -21,6 +21,7 @@ from sde_score.registry import Registry
 from sde_score.score import Score, as_score, check_answer
 from sde_score.sdes.base import SDE, require_sde
 from sde_score.solvers import SOLVERS, Solver, solve_ode
+from sde_score.solvers.base import ODECallback
 from sde_score.tensors import require_finite
 
 TRACES: Registry[Trace] = Registry("trace estimator", group="sde_score.traces")
@@ -155,7 +156,7 @@ def log_likelihood(
     noise: NoiseFn = torch.randn_like,
     probes: Tensor | None = None,
     differentiable: bool | None = None,
-    callback=None,
+    callback: ODECallback | None = None,
 ) -> LikelihoodResult:
     """Log density of `x` under the model, in nats, by the probability-flow ODE from `t_min` to `T`.
 

@@ -80,19 +80,19 @@ class Parameterization(ABC):
             )
 
     @abstractmethod
-    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         """ε̂(x, t), of the shape of `x`."""
 
-    def predict(self, network: Network, x: Tensor, t: Tensor, **cond) -> Prediction:
+    def predict(self, network: Network, x: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
         """Score, ε̂ and posterior mean from one call of the network."""
         eps = self.eps(network, x, t, **cond)
         return Prediction(self.sde, x, t, eps=eps, score=-eps / self.std(x, t))
 
-    def score(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+    def score(self, network: Network, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         """The score, `−ε̂/std`."""
         return -self.eps(network, x, t, **cond) / self.std(x, t)
 
-    def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond) -> Tensor:
+    def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond: Tensor) -> Tensor:
         """ε̂ at a state of a discrete chain, for parameterisations that know one."""
         raise ValueError(
             f"The parameterisation of this model, {type(self).__name__}, is continuous in time; train it with 'dsm', "
@@ -108,7 +108,7 @@ class EpsParameterization(Parameterization):
         super().__init__(sde, c_noise, sigma_data)
         self.scale_input = scale_input
 
-    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         if not self.scale_input:
             return network(x, self.c_noise(t), **cond)
         m, std = self.coeffs(x, t)
@@ -121,7 +121,7 @@ class X0Parameterization(Parameterization):
     matter there.
     """
 
-    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         m, std = self.coeffs(x, t)
         return (x - m * network(x / torch.sqrt((m * self.sigma_data) ** 2 + std**2), self.c_noise(t), **cond)) / std
 
@@ -130,7 +130,7 @@ class X0Parameterization(Parameterization):
 class VParameterization(Parameterization):
     """The network predicts `v = α_v ε − σ_v x_0`, after scaling the path to a variance-preserving one."""
 
-    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         m, std = self.coeffs(x, t)
         radius = torch.sqrt(m**2 + std**2)
         v = network(x / torch.sqrt((m * self.sigma_data) ** 2 + std**2), self.c_noise(t), **cond)
@@ -143,13 +143,13 @@ class ScoreParameterization(Parameterization):
     inside). ε̂ follows from `score`: a subclass overrides that one.
     """
 
-    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return -self.std(x, t) * self.score(network, x, t, **cond)
 
-    def score(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+    def score(self, network: Network, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return network(x, self.c_noise(t), **cond)
 
-    def predict(self, network: Network, x: Tensor, t: Tensor, **cond) -> Prediction:
+    def predict(self, network: Network, x: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
         score = self.score(network, x, t, **cond)
         return Prediction(self.sde, x, t, score=score, eps=-self.std(x, t) * score)
 
@@ -158,7 +158,7 @@ class ScoreParameterization(Parameterization):
 class EDMParameterization(Parameterization):
     """EDM preconditioning: input, output and target of unit variance at every noise level, for any linear SDE."""
 
-    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         m, std = self.coeffs(x, t)
         y, sigma = x / m, std / m
         total = torch.sqrt(sigma**2 + self.sigma_data**2)
@@ -180,7 +180,7 @@ class SMLDParameterization(ScoreParameterization):
     def c_noise(self, t: Tensor) -> Tensor:
         return torch.round((self.sde.T - t) * (self.n - 1) / self.sde.T).long()
 
-    def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond) -> Tensor:
+    def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond: Tensor) -> Tensor:
         return -expand_like(self.chain.marginal(index)[1], x) * network(x, self.n - 1 - index, **cond)
 
 
@@ -203,8 +203,8 @@ class DDPMParameterization(Parameterization):
     def std(self, x: Tensor, t: Tensor) -> Tensor:
         return expand_like(self.chain.marginal(self.c_noise(t).long())[1].to(x.dtype), x)
 
-    def eps(self, network: Network, x: Tensor, t: Tensor, **cond) -> Tensor:
+    def eps(self, network: Network, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return network(x, self.c_noise(t), **cond)
 
-    def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond) -> Tensor:
+    def eps_at_index(self, network: Network, x: Tensor, index: Tensor, **cond: Tensor) -> Tensor:
         return network(x, index, **cond)

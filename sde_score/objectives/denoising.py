@@ -59,12 +59,12 @@ class DenoisingScoreMatching(Objective):
         mean_coeff, std = (expand_like(c, x) for c in self.sde.marginal_coeffs(t))
         return (std / mean_coeff / self.sigma_data) ** 2 + 1
 
-    def __call__(self, model: nn.Module, x0: Tensor, *, noise: NoiseFn, **cond) -> Tensor:
+    def __call__(self, model: nn.Module, x0: Tensor, *, noise: NoiseFn, **cond: Tensor) -> Tensor:
         self.check_data(x0)
         t, factor = self.times.draw(noise, x0.new_empty(len(x0)))
         return factor * self.loss_at(model, x0, t, noise(x0), **cond)
 
-    def loss_at(self, model: nn.Module, x0: Tensor, t: Tensor, z: Tensor, **cond) -> Tensor:
+    def loss_at(self, model: nn.Module, x0: Tensor, t: Tensor, z: Tensor, **cond: Tensor) -> Tensor:
         """The weighted loss per sample at given times and noise: what validation by noise level asks for."""
         mean, std = self.sde.marginal_prob(x0, t)
         error = self.score_of(model).eps(mean + std * z, t, **cond) - z
@@ -87,7 +87,7 @@ class DiscreteDenoisingScoreMatching(Objective):
         self.n, self.chain, self.reduce = int(n), sde.chain(n), REDUCTIONS[reduce]
         self.chain.marginal(torch.zeros(1, dtype=torch.long))  # refuses here an SDE without such a chain
 
-    def __call__(self, model: nn.Module, x0: Tensor, *, noise: NoiseFn, **cond) -> Tensor:
+    def __call__(self, model: nn.Module, x0: Tensor, *, noise: NoiseFn, **cond: Tensor) -> Tensor:
         self.check_data(x0)
         if not hasattr(model, "eps_at_index"):
             raise TypeError(
@@ -98,7 +98,7 @@ class DiscreteDenoisingScoreMatching(Objective):
         index = (draw_uniform(noise, x0.new_empty(len(x0))) * self.n).long().clamp(max=self.n - 1)
         return self.loss_at_index(model, x0, index, noise(x0), **cond)
 
-    def loss_at_index(self, model: nn.Module, x0: Tensor, index: Tensor, z: Tensor, **cond) -> Tensor:
+    def loss_at_index(self, model: nn.Module, x0: Tensor, index: Tensor, z: Tensor, **cond: Tensor) -> Tensor:
         """The loss per sample at given states and noise."""
         mean_coeff, std = (expand_like(c.to(x0.dtype), x0) for c in self.chain.marginal(index))
         return self.reduce((model.eps_at_index(mean_coeff * x0 + std * z, index, **cond) - z) ** 2)

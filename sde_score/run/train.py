@@ -33,6 +33,7 @@ from sde_score.run.build import (
 )
 from sde_score.run.evaluate import validation_loss
 from sde_score.run.facts import (
+    Data,
     RunFacts,
     as_splits,
     check_same_run,
@@ -152,7 +153,7 @@ def train(
     workdir: str | Path,
     *,
     overwrite: bool = False,
-    data: Any = None,
+    data: Data | None = None,
     loaded: DataSplits | None = None,
     plugins: Iterable[str] | None = None,
     given: Collection[str] = (),

@@ -4,6 +4,8 @@ step size e.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,12 @@ from sde_score.sampling.base import CORRECTORS, Corrector
 from sde_score.sdes.base import SDE
 from sde_score.tensors import norm_except_batch
 
+StepSize = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-def langevin_steps(step_size, score_fn: ScoreFn, x: Tensor, t: Tensor, noise: NoiseFn, n_steps: int):
+
+def langevin_steps(
+    step_size: StepSize, score_fn: ScoreFn, x: Tensor, t: Tensor, noise: NoiseFn, n_steps: int
+) -> tuple[Tensor, Tensor]:
     """`n_steps` Langevin steps of size `step_size(score, z, x, t)`; the state and its mean before the last noise."""
     for _ in range(n_steps):
         score = score_fn(x, t)

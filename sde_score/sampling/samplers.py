@@ -152,6 +152,6 @@ def _cost(result: ODEResult) -> dict[str, Tensor]:
     return {"nfe_per_sample": result.nfe, "steps": result.steps, "status": result.status}
 
 
-def make_sampler(method: str, sde: SDE, **settings) -> Sampler:
+def make_sampler(method: str, sde: SDE, **settings: str | bool | int | float | None) -> Sampler:
     """Build the sampler `method` from those of `settings` that it has: one flat configuration serves all methods."""
     return SAMPLERS.build(method, sde, **settings)

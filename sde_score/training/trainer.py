@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sde_score.files import first_line
 from sde_score.models.ema import EMA
+from sde_score.protocols import NoiseFn
 from sde_score.tensors import mix_seed
 from sde_score.training import distributed
 from sde_score.training.batch import Share
@@ -49,7 +50,7 @@ class TrainResult:
 
 
 def per_sample_loss(
-    objective: Callable[..., Tensor], model: Any, x0: Tensor, noise: Any, cond: Mapping[str, Any]
+    objective: Callable[..., Tensor], model: nn.Module, x0: Tensor, noise: NoiseFn, cond: Mapping[str, Tensor]
 ) -> Tensor:
     """The objective's loss of each sample, `(B,)`, in float32.
 
@@ -76,7 +77,7 @@ class LossModule(nn.Module):
         self.model = model
         self.objective = objective
 
-    def forward(self, x0: Tensor, noise: Any, cond: Mapping[str, Any]) -> Tensor:
+    def forward(self, x0: Tensor, noise: NoiseFn, cond: Mapping[str, Tensor]) -> Tensor:
         return per_sample_loss(self.objective, self.model, x0, noise, cond)
 
 

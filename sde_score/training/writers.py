@@ -10,9 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sde_score.files import FolderGone, SameFolder, write_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 
 class MetricsWriter(Protocol):
@@ -21,7 +25,7 @@ class MetricsWriter(Protocol):
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
         """Note `values` at `step`; None stands for a number that does not exist."""
 
-    def image(self, step: int, name: str, picture: Any) -> None:
+    def image(self, step: int, name: str, picture: np.ndarray | Tensor) -> None:
         """Note a picture `(C, H, W)` with values in [0, 1]; a writer of numbers alone leaves it."""
 
     def rewind(self, step: int) -> None:
@@ -46,7 +50,7 @@ class JSONLWriter:
         with self.folder, open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **clean}) + "\n")
 
-    def image(self, step: int, name: str, picture: Any) -> None:
+    def image(self, step: int, name: str, picture: np.ndarray | Tensor) -> None:
         """Pictures are files of their own."""
 
     def rewind(self, step: int) -> None:
@@ -88,7 +92,7 @@ class TensorBoardWriter:
                 if value is not None:
                     self._events.add_scalar(name, value, step)
 
-    def image(self, step: int, name: str, picture: Any) -> None:
+    def image(self, step: int, name: str, picture: np.ndarray | Tensor) -> None:
         """A picture `(C, H, W)` with values in [0, 1], a tensor or an array."""
         if self._events is not None:
             self._events.add_image(name, picture, step)
