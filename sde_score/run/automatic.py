@@ -21,6 +21,7 @@ from sde_score.run.build import build_codec, build_data, build_model, build_obje
 from sde_score.run.plugins import import_plugins
 from sde_score.tensors import SampleNoise, to_device
 from sde_score.training import distributed
+from sde_score.training.progress import in_words
 
 # Minutes of training where the user names none: what one waits for, and what a GPU makes something of.
 MINUTES = {"cpu": 2.0, "gpu": 30.0}
@@ -125,6 +126,9 @@ def configure(
         },
     )
     merge(config, dict(given or {}))
+    if config.training.n_iters != steps:
+        steps = config.training.n_iters
+        about_length = f"{steps:,} steps of {batch} samples, as you say: about {in_words(steps * step_seconds)} here"
     reasons = (
         f"data      {describe(data)}",
         f"network   {about_network if config.model.name == network else config.model.name}",
@@ -310,8 +314,7 @@ def _length(n: int, batch: int, seconds: float, minutes: float | None, *, cpu: b
     steps = by_time if minutes is not None else min(by_size, by_time)
     digits = 10 ** max(0, int(math.log10(max(steps, 1))) - 1)
     steps = max(20, int(steps) // digits * digits)
-    wait = steps * seconds
-    told = f"{wait / 60:.1f} min" if wait >= 90 else f"{wait:.0f} s"
+    told = in_words(steps * seconds)
     why = (
         f"{PASSES} passes over the data are enough" if minutes is None and by_size <= by_time
         else "as long as --minutes says" if minutes is not None

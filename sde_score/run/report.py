@@ -68,10 +68,16 @@ def _plane_plots(run: RunFacts, folder: Path) -> dict[str, Path]:
 
     from sde_score.likelihood import log_likelihood
 
-    extent = extent_of(run.data.test[range(min(2000, len(run.data.test)))].x)
-
     def encoded(x):
         return run.codec.encode(x.float()).to(run.device)
+
+    points = run.data.test[range(min(2000, len(run.data.test)))].x
+    extent = extent_of(points)
+    try:
+        encoded(plane(extent, 2))
+    except ValueError:  # it reaches where the codec has no value, as a logarithm below zero; the data's box does not
+        (left, bottom), (right, top) = points.amin(0).tolist(), points.amax(0).tolist()
+        extent = (left, right, bottom, top)
 
     def model_density(x):
         z = encoded(x)

@@ -78,6 +78,8 @@ def test_choices_follow_kind_size_and_number(monkeypatch):
     own = chosen(grey, given={"sde": "ve", "training": {"batch_size": 7}, "model": {"name": "unet(width=8)"}})
     assert (own.config.sde, own.config.training.batch_size, own.config.model.name) == ("ve", 7, "unet(width=8)")
     assert "of 7 samples" in own.reasons[3] and "unet(width=8)" in own.reasons[1]
+    short = chosen(grey, given={"training": {"n_iters": 12}})
+    assert short.config.training.n_iters == 12 and short.reasons[3].split()[1] == "12"  # what is said is what is done
     with pytest.raises(ValueError, match="learnt from one"):
         chosen(torch.randn(2, 3))
 

@@ -357,3 +357,12 @@ def test_a_picture_that_fails_costs_no_numbers(cli, run, monkeypatch):
         raise ValueError("y")
     with pytest.raises(KeyboardInterrupt), costs_nothing("x"):
         raise KeyboardInterrupt
+
+
+def test_the_density_of_logarithms_is_drawn_where_there_is_one(cli, tmp_path):
+    x = np.exp(np.random.default_rng(0).normal(size=(120, 2)))
+    np.savetxt(tmp_path / "two.csv", x, delimiter=",", header="a,b", comments="")
+    flags = ("--config.training.n_iters=3", "--config.data.codec=scaler(log=('a', 'b'))")
+    answer = cli("train", f"--data={tmp_path}/two.csv", f"--workdir={tmp_path}/run", *flags)
+    assert answer.code == 0 and "could not be made" not in answer.err, answer.err
+    assert (tmp_path / "run/plots/density.png").is_file()
