@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sde_score.data.base import select_columns, statistics
+from sde_score.data.base import select_columns
 from sde_score.data.info import DataInfo
+from sde_score.data.statistics import statistics
 from sde_score.protocols import NoiseFn
 from sde_score.registry import Registry, parse_spec
 from sde_score.tensors import draw_uniform, sum_except_batch

@@ -89,7 +89,7 @@ def _levels(x: Tensor, levels: int) -> Tensor:
 
 
 def score_of(
-    run: RunFacts, n: int, labels: Sequence[int] | None, condition: Mapping[str, Tensor] | None
+    run: RunFacts, n: int, labels: Sequence[int | str] | None, condition: Mapping[str, Tensor] | None
 ) -> Score:
     """The model at rest, told the conditions of n samples; without any where it has learnt to do without.
 
@@ -122,7 +122,7 @@ def log_prob(
     run: RunFacts,
     x: Points,
     *,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     condition: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     repeats: int = 1,
@@ -212,7 +212,7 @@ def score(
     x: Points,
     t: float | Tensor,
     *,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     condition: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """`∇ log p_t` at `x` `(B, *)` in the units of the data, at time(s) `t`: `(B, *)`.
@@ -237,7 +237,7 @@ def denoise(
     x: Points,
     t: float | Tensor,
     *,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     condition: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The posterior mean `E[x_0 | x_t = x]` `(B, *)` in the units of the data (images: the unit cube).
@@ -259,7 +259,7 @@ def encode(
     x: Points,
     *,
     solver: str | None = None,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     condition: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The latent codes `x_T` of samples, `(B, *)` in model space: where the probability-flow ODE carries them.
@@ -278,7 +278,7 @@ def decode(
     code: Tensor,
     *,
     solver: str | None = None,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     condition: Mapping[str, Tensor] | None = None,
 ) -> Samples:
     """The samples of latent codes `(B, *)`: the inverse of `encode`."""
@@ -305,7 +305,7 @@ def interpolate(
     steps: int = 8,
     *,
     solver: str | None = None,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     condition: Mapping[str, Tensor] | None = None,
 ) -> Samples:
     """`steps` samples on the way from `a` to `b`, two samples `(*shape)`: their codes are joined by a great circle,

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from sde_score.data import BatchLoader, LazySplit, TensorSplit, batch_indices, batch_positions, from_arrays, iterate
-from sde_score.data.base import Subset, hold_out, split_off, statistics
+from sde_score.data.base import Subset, hold_out, split_off
 from sde_score.data.loader import flip_mask
+from sde_score.data.statistics import statistics
 
 
 def numbered(n, labels=True):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sde_score.data import CODECS, DataInfo, DataSplits, Scaler, TensorSplit, from_arrays, load_codec
-from sde_score.data.base import statistics
+from sde_score.data.statistics import statistics
 
 JULIAN = 2.46e6 + np.arange(450) / 450  # within one day: float32 tells five of these apart
 
